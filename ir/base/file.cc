@@ -1,0 +1,100 @@
+#include "ir/base/file.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <system_error>
+
+#include "absl/cleanup/cleanup.h"
+#include "absl/strings/str_cat.h"
+#include "ir/base/status_macros.h"
+
+namespace mt {
+namespace {
+
+std::string ErrnoText() { return std::strerror(errno); }
+
+absl::Status WriteError(absl::string_view path, absl::string_view what) {
+  return absl::DataLossError(absl::StrCat(path, ": ", what, ": ", ErrnoText()));
+}
+
+absl::Status WriteAndSync(const std::string& path, absl::string_view contents) {
+  const int fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  if (fd < 0) return WriteError(path, "cannot create the file");
+  bool open = true;
+  absl::Cleanup close = [&] {
+    if (open) ::close(fd);
+  };
+  size_t done = 0;
+  while (done < contents.size()) {
+    const ssize_t n = ::write(fd, contents.data() + done, contents.size() - done);
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) return WriteError(path, "write failed");
+    done += static_cast<size_t>(n);
+  }
+  if (::fsync(fd) != 0) return WriteError(path, "sync failed");
+  open = false;
+  if (::close(fd) != 0) return WriteError(path, "close failed");
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<std::string> ReadFile(const std::string& path, int64_t limit_bytes) {
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd < 0) {
+    const std::string message = absl::StrCat(path, ": cannot open: ", ErrnoText());
+    if (errno == ENOENT) return absl::NotFoundError(message);
+    return absl::FailedPreconditionError(message);
+  }
+  absl::Cleanup close = [fd] { ::close(fd); };
+  struct stat info;
+  if (::fstat(fd, &info) == 0 && S_ISDIR(info.st_mode)) {
+    return absl::FailedPreconditionError(absl::StrCat(path, ": is a folder, not a file"));
+  }
+  std::string contents;
+  char block[1 << 16];
+  while (true) {
+    const ssize_t n = ::read(fd, block, sizeof(block));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return absl::FailedPreconditionError(absl::StrCat(path, ": cannot read: ", ErrnoText()));
+    if (n == 0) return contents;
+    contents.append(block, static_cast<size_t>(n));
+    if (static_cast<int64_t>(contents.size()) > limit_bytes) {
+      return absl::ResourceExhaustedError(absl::StrCat(path, ": larger than the limit of ", limit_bytes, " bytes"));
+    }
+  }
+}
+
+absl::Status WriteFile(const std::string& path, absl::string_view contents) {
+  const std::string temporary = absl::StrCat(path, ".tmp-", ::getpid());
+  absl::Status written = WriteAndSync(temporary, contents);
+  if (written.ok() && ::rename(temporary.c_str(), path.c_str()) != 0) written = WriteError(path, "rename failed");
+  if (!written.ok()) {
+    ::unlink(temporary.c_str());
+    return written;
+  }
+  std::string folder = std::filesystem::path(path).parent_path().string();
+  if (folder.empty()) folder = ".";
+  const int fd = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd >= 0) {
+    ::fsync(fd);  // The name is durable once the folder is; some file systems refuse to sync a folder.
+    ::close(fd);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status MakeFolder(const std::string& path) {
+  std::error_code error;
+  std::filesystem::create_directories(path, error);
+  if (error || !std::filesystem::is_directory(path)) {
+    return absl::DataLossError(absl::StrCat(path, ": cannot create the folder: ", error ? error.message() : "a file is there"));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace mt
