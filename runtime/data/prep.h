@@ -1,0 +1,52 @@
+// Text to corpus: documents are found, split, shuffled, tokenized and written as shards, in bounded memory.
+#ifndef MT_RUNTIME_DATA_PREP_H_
+#define MT_RUNTIME_DATA_PREP_H_
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "runtime/data/corpus.h"
+
+namespace mt {
+
+enum class DocumentMode {
+  kAuto,       // A folder: kFile; a file or stdin: kBlankLine.
+  kFile,       // Each file is one document.
+  kBlankLine,  // Separated by lines that hold nothing but white space.
+  kLine,       // Each line that holds more than white space.
+};
+
+enum class InvalidUtf8 { kError, kReplace, kSkip };
+
+struct PrepOptions {
+  std::string input;  // File, folder (all files below it, in the order of their names) or "-".
+  std::string output;
+  std::string tokenizer = "bpe:10000";      // "bpe:N", "char" or the path of a tokenizer file.
+  std::vector<double> split = {85, 10, 5};  // Shares of train, val and test; any positive sum.
+  uint64_t seed = 0;
+  DocumentMode documents = DocumentMode::kAuto;
+  InvalidUtf8 invalid_utf8 = InvalidUtf8::kError;
+  int64_t tokenizer_bytes = int64_t{256} << 20;  // At most this much of the training documents trains the tokenizer.
+  int64_t shard_tokens = int64_t{64} << 20;
+  bool overwrite = false;  // Replace a corpus that is already in `output`.
+  // Called with a phase ("reading", "training tokenizer", "writing", "counting") and done of total bytes; may be empty.
+  std::function<void(absl::string_view phase, int64_t done_bytes, int64_t total_bytes)> progress;
+  // Called with one line for what the user should know but what is no error; may be empty.
+  std::function<void(const std::string& line)> warning;
+};
+
+// Writes tokenizer.json, the shards and last manifest.json. The split and the order of documents come from a seeded
+// permutation of the documents; the tokenizer learns from the train split alone. The same input, options and seed give
+// the same bytes. On an error no manifest is left. Memory: 8 bytes a document, the longest document a few times, the
+// tokenizer's training (bounded by tokenizer_bytes), 256 MiB to count bigrams.
+// Errors: InvalidArgument, NotFound, FailedPrecondition (the input: exit code 4); AlreadyExists (a corpus is in
+// `output`: exit code 2); DataLoss (a failed write: 7).
+absl::StatusOr<Manifest> PrepareCorpus(const PrepOptions& options);
+
+}  // namespace mt
+
+#endif  // MT_RUNTIME_DATA_PREP_H_

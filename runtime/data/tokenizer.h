@@ -1,0 +1,72 @@
+// Text to token ids and back: byte-level BPE and characters, trained, saved and loaded.
+#ifndef MT_RUNTIME_DATA_TOKENIZER_H_
+#define MT_RUNTIME_DATA_TOKENIZER_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/types/span.h"
+
+namespace mt {
+
+inline constexpr char kEndOfDocument[] = "<|endoftext|>";
+inline constexpr int64_t kMaxVocabSize = int64_t{1} << 20;
+
+// Ids are 0 ... vocab_size() - 1. Special tokens are never recognised inside a text: a document that spells out
+// "<|endoftext|>" is encoded as those thirteen characters.
+class Tokenizer {
+ public:
+  virtual ~Tokenizer() = default;
+
+  // "bpe:10000" (the number is vocab_size()) or "char".
+  virtual std::string name() const = 0;
+  virtual int64_t vocab_size() const = 0;
+  // The id that ends every document.
+  virtual int32_t end_of_document() const = 0;
+  // Of tokens, merges and pattern, not of the file's layout: equal hashes give equal ids for every text.
+  virtual uint64_t hash() const = 0;
+
+  // Appends the ids of `text`. Any bytes: BPE is lossless; for characters, code points that were not in the training
+  // text and invalid UTF-8 become the <unk> id. One thread at a time (BPE keeps a cache of words).
+  virtual void Encode(absl::string_view text, std::vector<int32_t>* ids) const = 0;
+  std::vector<int32_t> Encode(absl::string_view text) const;
+
+  // The bytes of one token; special tokens give their names, <unk> gives U+FFFD. CHECKs the range.
+  virtual absl::string_view TokenBytes(int32_t id) const = 0;
+  // Errors: InvalidArgument for an id outside the vocabulary.
+  absl::StatusOr<std::string> Decode(absl::Span<const int32_t> ids) const;
+
+  // The contents of the one file that LoadTokenizer reads: Hugging Face's tokenizer.json for BPE, own JSON for
+  // characters.
+  virtual std::string Serialize() const = 0;
+};
+
+// Reads a file or its contents; untrusted.
+// Errors: NotFound, FailedPrecondition (unreadable), InvalidArgument (names what is wrong or unsupported).
+absl::StatusOr<std::unique_ptr<Tokenizer>> LoadTokenizer(const std::string& path);
+absl::StatusOr<std::unique_ptr<Tokenizer>> ParseTokenizer(absl::string_view contents);
+
+// Collects the statistics of a training text, then makes the tokenizer. The result depends on the multiset of words (or
+// code points) alone, not on the order of the texts.
+class TokenizerTrainer {
+ public:
+  virtual ~TokenizerTrainer() = default;
+  // Valid UTF-8; a text of any length. Words longer than 1 KiB and invalid bytes teach nothing.
+  virtual void Add(absl::string_view text) = 0;
+  // Errors: InvalidArgument for a text without a word or character.
+  virtual absl::StatusOr<std::unique_ptr<Tokenizer>> Train() = 0;
+};
+
+// `spec`: "char" or "bpe:N" with 257 <= N <= kMaxVocabSize. BPE is 256 bytes, up to N - 257 merges (fewer where no pair
+// occurs twice) and the end of a document, which has the last id.
+// Errors: InvalidArgument for another spec.
+absl::StatusOr<std::unique_ptr<TokenizerTrainer>> NewTokenizerTrainer(absl::string_view spec);
+
+}  // namespace mt
+
+#endif  // MT_RUNTIME_DATA_TOKENIZER_H_
