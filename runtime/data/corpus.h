@@ -59,7 +59,8 @@ struct Manifest {
 };
 
 // Untrusted: checks syntax, ranges, sums, file names and the manifest's own checksum.
-// Errors: NotFound (no manifest: not a corpus, or an unfinished one), InvalidArgument (damaged, edited, other version).
+// Errors: NotFound (no manifest: not a corpus, or an unfinished one), FailedPrecondition (damaged, edited, other
+// version).
 absl::StatusOr<Manifest> ReadManifest(const std::string& folder);
 
 // One split, memory-mapped. Opening checks the manifest and every shard's header, checksum of the header, size,
@@ -67,7 +68,7 @@ absl::StatusOr<Manifest> ReadManifest(const std::string& folder);
 // when it is first touched, so that opening a large corpus is immediate. Thread-safe after Open.
 class CorpusReader {
  public:
-  // Errors: NotFound (folder, manifest, split or shard missing), InvalidArgument (damaged or inconsistent: one line
+  // Errors: NotFound (folder, manifest, split or shard missing), FailedPrecondition (damaged or inconsistent: one line
   // that names file and fact).
   static absl::StatusOr<std::unique_ptr<CorpusReader>> Open(const std::string& folder, absl::string_view split);
 
@@ -83,7 +84,7 @@ class CorpusReader {
   // Fills tokens[count * seq_len] and labels[count * seq_len] (the next tokens) with the samples first_sample,
   // first_sample + 1, ... of the endless run of epochs. A sample depends on (seed, seq_len, its global index) alone:
   // resuming, accumulation and ranks take their part of the same order.
-  // Errors: FailedPrecondition (no window fits the split), InvalidArgument (damaged shard).
+  // Errors: FailedPrecondition (no window fits the split, damaged shard).
   absl::Status Samples(int64_t first_sample, int64_t count, int64_t seq_len, uint64_t seed, absl::Span<int32_t> tokens,
                        absl::Span<int32_t> labels) const;
   // Samples of one optimizer step: step * batch_size ... (step + 1) * batch_size - 1. The first step is 0.
@@ -98,7 +99,7 @@ class CorpusReader {
                                     absl::Span<int32_t> labels) const;
 
   // Copies tokens [first, first + out.size()) of the split.
-  // REQUIRES: the range lies in the split. Errors: InvalidArgument (damaged shard).
+  // REQUIRES: the range lies in the split. Errors: FailedPrecondition (damaged shard).
   absl::Status Read(int64_t first, absl::Span<int32_t> out) const;
 
  private:
@@ -111,7 +112,7 @@ class CorpusReader {
   std::vector<int64_t> first_token_;  // Of each shard, then num_tokens_.
 };
 
-// The corpus's tokenizer, checked against the manifest. Errors: as LoadTokenizer, InvalidArgument for another hash.
+// The corpus's tokenizer, checked against the manifest. Errors: as LoadTokenizer, FailedPrecondition for another hash.
 absl::StatusOr<std::unique_ptr<Tokenizer>> LoadCorpusTokenizer(const std::string& folder, const Manifest& manifest);
 
 // order[i]: the positions of `tokens`, stably sorted by token id (counting sort). `scratch` keeps its memory between

@@ -43,8 +43,8 @@ struct PrepOptions {
 // permutation of the documents; the tokenizer learns from the train split alone. The same input, options and seed give
 // the same bytes. On an error no manifest is left. Memory: 8 bytes a document, the longest document a few times, the
 // tokenizer's training (bounded by tokenizer_bytes), 256 MiB to count bigrams.
-// Errors: InvalidArgument, NotFound, FailedPrecondition (the input: exit code 4); AlreadyExists (a corpus is in
-// `output`: exit code 2); DataLoss (a failed write: 7).
+// Errors: InvalidArgument (an option's value), NotFound and FailedPrecondition (the input), AlreadyExists (a corpus is
+// in `output`), DataLoss (a failed write).
 absl::StatusOr<Manifest> PrepareCorpus(const PrepOptions& options);
 
 }  // namespace mt

@@ -65,7 +65,7 @@ class SafetensorsWriter {
 // agree with the shapes, ranges that tile the data section without holes or overlap up to the end of the file.
 class SafetensorsReader {
  public:
-  // Errors: NotFound, FailedPrecondition (unreadable), InvalidArgument (names file, tensor and fact).
+  // Errors: NotFound, FailedPrecondition (unreadable, or names file, tensor and fact).
   static absl::StatusOr<std::unique_ptr<SafetensorsReader>> Open(const std::string& path);
 
   // In the order of their bytes.

@@ -61,11 +61,12 @@ class ShardWriter {
 // Memory-mapped. Opening checks header, size and table; blocks are checked when first read. Thread-safe.
 class ShardReader {
  public:
-  // Errors: NotFound, FailedPrecondition (unreadable), InvalidArgument (names file and fact).
+  // Errors: NotFound, FailedPrecondition (unreadable, damaged; names file and fact).
   static absl::StatusOr<std::unique_ptr<ShardReader>> Open(const std::string& path);
   const ShardHeader& header() const { return header_; }
   // Copies tokens [first, first + out.size()). REQUIRES: the range lies in the shard.
-  // Errors: InvalidArgument (checksum differs, a token is not below the vocabulary size; names file and byte offset).
+  // Errors: FailedPrecondition (checksum differs, a token is not below the vocabulary size; names file and byte
+  // offset).
   absl::Status Read(int64_t first, absl::Span<int32_t> out) const;
   // Gives the pages of tokens before `token` back to the system; sequential scans stay small.
   void Release(int64_t token) const;

@@ -47,7 +47,7 @@ class Tokenizer {
 };
 
 // Reads a file or its contents; untrusted.
-// Errors: NotFound, FailedPrecondition (unreadable), InvalidArgument (names what is wrong or unsupported).
+// Errors: NotFound, FailedPrecondition (unreadable; or names what is wrong or unsupported).
 absl::StatusOr<std::unique_ptr<Tokenizer>> LoadTokenizer(const std::string& path);
 absl::StatusOr<std::unique_ptr<Tokenizer>> ParseTokenizer(absl::string_view contents);
 
@@ -58,7 +58,7 @@ class TokenizerTrainer {
   virtual ~TokenizerTrainer() = default;
   // Valid UTF-8; a text of any length. Words longer than 1 KiB and invalid bytes teach nothing.
   virtual void Add(absl::string_view text) = 0;
-  // Errors: InvalidArgument for a text without a word or character.
+  // Errors: FailedPrecondition for a text without a word or character.
   virtual absl::StatusOr<std::unique_ptr<Tokenizer>> Train() = 0;
 };
 
