@@ -1,0 +1,10 @@
+#include "ir/base/tools.h"
+
+namespace mt {
+
+absl::Span<const ToolDef* const> AllTools() {
+  static constexpr const ToolDef* kTools[] = {&kMtc, &kMtrun, &kMtcorpus};
+  return kTools;
+}
+
+}  // namespace mt
