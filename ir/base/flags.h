@@ -57,16 +57,18 @@ enum class FlagKind {
 
 // One flag. '-' and '_' are equal in names; write '-' here.
 struct FlagDef {
-  absl::string_view name;
+  absl::string_view name = "";
   FlagKind kind = FlagKind::kString;
-  absl::string_view metavar;  // In help: "N", "FILE". FILE, DIR, PLAN and SPEC choose the completion. Bools: empty.
-  absl::string_view help;     // One line, no full stop needed at the end of a fragment.
-  absl::string_view default_text;  // Parsed like a user's value, shown in help. Empty: unset (bools: false).
-  absl::string_view commands;      // Names of the commands that take it, separated by spaces. Empty: all.
-  absl::string_view
-      choices;         // "a|b|c". kInt, kDouble, kBytes: words allowed beside a number ("max"); read by String().
+  // In help: "N", "FILE". FILE, DIR, PLAN and SPEC are paths: never empty, completed as such. Bools have none.
+  absl::string_view metavar = "";
+  absl::string_view help = "";          // One line.
+  absl::string_view default_text = "";  // Parsed like a user's value, shown in help. Empty: unset (bools: false).
+  absl::string_view commands = "";      // Names of the commands that take it, separated by spaces. Empty: all.
+  // "a|b|c". For kInt, kDouble, kBytes: words allowed beside a number ("max"), read by String().
+  absl::string_view choices = "";
   char letter = '\0';  // Short form: 'o' for "-o FILE".
-  double min = -std::numeric_limits<double>::infinity();  // kInt, kDouble, kBytes: smallest and largest allowed.
+  // kInt, kDouble, kBytes: smallest and largest allowed.
+  double min = -std::numeric_limits<double>::infinity();
   double max = std::numeric_limits<double>::infinity();
 };
 
@@ -74,21 +76,21 @@ struct ToolDef;
 
 // One command, or the whole tool where it has no commands (then `name` is empty and it is the only one).
 struct CommandDef {
-  absl::string_view name;
-  absl::string_view
-      positionals;  // "SPEC", "[NAME]", "PLAN", "FILE...": each required, [optional], or one-or-more at the end.
-  absl::string_view summary;  // One line.
+  absl::string_view name = "";
+  // "SPEC", "[NAME]", "FILE...": required, optional, one or more (last).
+  absl::string_view positionals = "";
+  absl::string_view summary = "";  // One line.
   // Flags of that other tool are accepted as well and kept unparsed in forwarded(), for a command that becomes that
   // tool. A name that both have is this tool's.
   const ToolDef* forwards_to = nullptr;
 };
 
 struct ToolDef {
-  absl::string_view name;
-  absl::string_view summary;
-  absl::Span<const CommandDef> commands;
-  absl::Span<const FlagDef> flags;
-  absl::string_view examples;  // Lines shown at the end of the tool's help; each works pasted into bash.
+  absl::string_view name = "";
+  absl::string_view summary = "";
+  absl::Span<const CommandDef> commands = {};
+  absl::Span<const FlagDef> flags = {};
+  absl::string_view examples = "";  // Lines shown at the end of the tool's help; each works pasted into bash.
 };
 
 // What the user typed, checked: every value has its type, range and choice, every command its positionals.
