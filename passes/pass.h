@@ -1,0 +1,61 @@
+// A pass: a free function behind one row.
+#ifndef MT_PASSES_PASS_H_
+#define MT_PASSES_PASS_H_
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/types/span.h"
+#include "ir/attrs.h"
+#include "ir/cost.h"
+#include "ir/graph.h"
+
+namespace mt {
+
+// What planning a module would give: order and offsets, no kernels.
+struct MemoryPlan {
+  int64_t arena_bytes = 0, lower_bound_bytes = 0, persistent_bytes = 0;
+  std::string peak_node;  // Name of the node at the peak.
+};
+
+// What a pass needs from above; filled in by the driver (codegen).
+struct PassContext {
+  std::function<absl::StatusOr<MemoryPlan>(const Module&)> plan_memory;
+  Roofline roofline;
+  std::string target = "cpu";
+  std::string dump_dir;  // Empty: no dumps.
+};
+
+// One option of a pass, "remat:budget=8GiB". Kinds as attributes; `is_bytes` accepts units.
+struct PassOption {
+  absl::string_view name;
+  AttrKind kind;
+  absl::string_view doc;
+  absl::string_view default_text;  // As AttrSpec: empty: required.
+  bool is_bytes = false;
+};
+
+// True if the module changed; the manager checks the claim by fingerprint.
+using PassFn = absl::StatusOr<bool> (*)(Module& module, const Attrs& options, PassContext& context);
+
+struct PassDef {
+  absl::string_view name;     // As written in --passes; "-" and "_" are equal there.
+  absl::string_view summary;  // One line.
+  absl::Span<const PassOption> options = {};
+  Stage requires_stage = Stage::kForward;  // Of the train graph, before and after.
+  Stage provides_stage = Stage::kForward;
+  absl::string_view source = "";  // Paper or origin.
+  double tolerance = 0;           // How far results may move, relative; 0: bitwise equal.
+  absl::Span<const absl::string_view> also_known_as = {};  // For did-you-mean: "gradient_checkpointing".
+  bool always_on = false;         // Runs in every pipeline and cannot be named in --passes.
+  PassFn run = nullptr;
+};
+
+}  // namespace mt
+
+#endif  // MT_PASSES_PASS_H_
