@@ -61,7 +61,8 @@ struct Reference {
 };
 
 // Result types from operand types. The operand count is checked before. Errors name the operand and both types.
-using InferFn = absl::StatusOr<std::vector<TensorType>> (*)(absl::Span<const TensorType> operands, const Attrs& attrs);
+using InferFn =
+    std::function<absl::StatusOr<std::vector<TensorType>>(absl::Span<const TensorType> operands, const Attrs& attrs)>;
 
 // What a gradient rule sees. It sets operand_grads[i] for every i with wants[i]; a rule may leave one invalid: zero.
 struct GradContext {
@@ -81,7 +82,7 @@ using InPlaceFn = std::vector<std::pair<int, int>> (*)(absl::Span<const TensorTy
                                                        absl::Span<const TensorType> results, const Attrs& attrs);
 
 // The expressions of an element-wise row, one a result, over operands 0..n-1.
-using ExprFn = std::vector<Expr> (*)(const Attrs& attrs);
+using ExprFn = std::function<std::vector<Expr>(const Attrs& attrs)>;
 
 // A small case for conformance and, scaled up, for the kernel bench.
 struct SampleOperand {
@@ -103,7 +104,7 @@ struct OpSample {
   std::vector<SampleOperand> operands;
   Attrs attrs = {};
 };
-using SamplesFn = std::vector<OpSample> (*)();
+using SamplesFn = std::function<std::vector<OpSample>()>;
 
 struct OpDef {
   absl::string_view name;                        // "layer_norm": the spelling in IR text.
@@ -133,7 +134,7 @@ struct OpDef {
   // Allowed relative error of an f32 backend against the f64 reference, of the largest element of the result.
   double tolerance = 1e-5;
 
-  bool is_element_wise() const { return expr != nullptr; }
+  bool is_element_wise() const { return static_cast<bool>(expr); }
 };
 
 // "matmul" -> its row, or null. Derived rows ("gelu.grad0": dy * d gelu/d operand 0) are found, too.
@@ -142,7 +143,8 @@ const OpDef* FindOp(absl::string_view name);
 absl::Span<const OpDef* const> AllOps();
 
 // The row of the derivative of element-wise `op` by operand `index`: element-wise, operands (dy, then the operands of
-// `op` that the derivative reads, in order), attributes those of `op`. Null where the derivative is identically zero.
+// `op` that the derivative reads, in order), attributes those of `op`; its result has the type of dy. Null where the
+// derivative is identically zero or the op has several results.
 struct DerivedOp {
   const OpDef* op;
   std::vector<int> operands_read;  // Operands of the base op, after dy.

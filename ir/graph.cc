@@ -1,0 +1,320 @@
+#include "ir/graph.h"
+
+#include <algorithm>
+#include <queue>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
+#include "ir/base/check.h"
+#include "ir/base/hash.h"
+#include "ir/base/status_macros.h"
+#include "ir/text.h"
+
+namespace mt {
+namespace {
+
+// The row of graph inputs. It is in no family: nobody can write it as a node.
+const OpDef kInputOp = {.name = "input", .summary = "A graph input.", .operands = {}, .results = {}};
+
+template <typename Enum, size_t kCount>
+std::optional<Enum> ParseEnum(absl::string_view name, const absl::string_view (&names)[kCount]) {
+  for (size_t i = 0; i < kCount; ++i) {
+    if (names[i] == name) return static_cast<Enum>(i);
+  }
+  return std::nullopt;
+}
+
+constexpr absl::string_view kRoleNames[] = {"data", "step", "parameter", "optimizer_state"};
+constexpr absl::string_view kPhaseNames[] = {"forward", "backward", "optimizer"};
+constexpr absl::string_view kStageNames[] = {"forward", "training", "optimized"};
+
+}  // namespace
+
+absl::string_view RoleName(Role role) { return kRoleNames[static_cast<size_t>(role)]; }
+std::optional<Role> ParseRole(absl::string_view name) { return ParseEnum<Role>(name, kRoleNames); }
+absl::string_view PhaseName(Phase phase) { return kPhaseNames[static_cast<size_t>(phase)]; }
+std::optional<Phase> ParsePhase(absl::string_view name) { return ParseEnum<Phase>(name, kPhaseNames); }
+absl::string_view StageName(Stage stage) { return kStageNames[static_cast<size_t>(stage)]; }
+std::optional<Stage> ParseStage(absl::string_view name) { return ParseEnum<Stage>(name, kStageNames); }
+
+std::vector<TensorType> Node::operand_types() const {
+  std::vector<TensorType> types;
+  types.reserve(operands_.size());
+  for (const Value& operand : operands_) types.push_back(operand.type());
+  return types;
+}
+
+std::unique_ptr<Graph> Graph::Clone() const {
+  auto clone = std::make_unique<Graph>(name_);
+  clone->stage_ = stage_;
+  clone->phase_ = phase_;
+  clone->next_id_ = next_id_;
+  absl::flat_hash_map<const Node*, Node*> copies;
+  for (const auto& [id, node] : nodes_) {
+    auto copy = std::make_unique<Node>(*node);
+    copies[node.get()] = copy.get();
+    clone->nodes_.emplace(id, std::move(copy));
+  }
+  for (const auto& [id, node] : clone->nodes_) {
+    for (Value& operand : node->operands_) operand.node = copies.at(operand.node);
+    for (Use& use : node->uses_) use.node = copies.at(use.node);
+    if (node->recompute_of_ != nullptr) {
+      const auto original = copies.find(node->recompute_of_);
+      node->recompute_of_ = original == copies.end() ? nullptr : original->second;
+    }
+  }
+  for (Node* input : inputs_) clone->inputs_.push_back(copies.at(input));
+  for (const Output& output : outputs_) {
+    clone->outputs_.push_back({Value{copies.at(output.value.node), output.value.index}, output.name,
+                               output.donates == nullptr ? nullptr : copies.at(output.donates)});
+  }
+  return clone;
+}
+
+absl::StatusOr<Value> Graph::AddInput(absl::string_view name, const TensorType& type, Role role) {
+  RETURN_IF_ERROR(Annotate(CheckTensorType(type), absl::StrCat("input ", name)));
+  if (name.empty() || FindInput(name) != nullptr) {
+    return absl::InvalidArgumentError(absl::StrCat("graph @", name_, ": input \"", name, "\" ",
+                                                   name.empty() ? "has no name" : "exists already; names are unique"));
+  }
+  auto node = std::make_unique<Node>();
+  node->id_ = next_id_++;
+  node->op_ = &kInputOp;
+  node->is_input_ = true;
+  node->role_ = role;
+  node->name_ = std::string(name);
+  node->result_types_ = {type};
+  Node* raw = node.get();
+  inputs_.push_back(raw);
+  nodes_.emplace(raw->id_, std::move(node));
+  return raw->result();
+}
+
+absl::StatusOr<Node*> Graph::AddNode(const OpDef& op, absl::Span<const Value> operands, Attrs attrs,
+                                     absl::string_view name) {
+  std::vector<TensorType> types;
+  types.reserve(operands.size());
+  for (const Value& operand : operands) {
+    CHECK(operand.node != nullptr) << op.name;
+    types.push_back(operand.type());
+  }
+  absl::StatusOr<std::vector<TensorType>> results = InferTypes(op, types, attrs);
+  if (!results.ok()) {
+    return Annotate(results.status(), name.empty() ? std::string(op.name) : absl::StrCat(op.name, " \"", name, "\""));
+  }
+  auto node = std::make_unique<Node>();
+  node->id_ = next_id_++;
+  node->op_ = &op;
+  node->phase_ = phase_;
+  node->name_ = std::string(name);
+  node->attrs_ = std::move(attrs);
+  node->operands_.assign(operands.begin(), operands.end());
+  node->result_types_ = *std::move(results);
+  Node* raw = node.get();
+  AddUses(raw);
+  nodes_.emplace(raw->id_, std::move(node));
+  return raw;
+}
+
+absl::StatusOr<Node*> Graph::CloneNode(const Node& node, absl::Span<const Value> operands, bool recompute) {
+  ASSIGN_OR_RETURN(Node * copy, AddNode(node.op(), operands, node.attrs(), node.name()));
+  copy->phase_ = node.phase();
+  if (recompute) copy->recompute_of_ = node.recompute_of() != nullptr ? node.recompute_of() : &node;
+  return copy;
+}
+
+void Graph::AddUses(Node* node) {
+  for (size_t i = 0; i < node->operands_.size(); ++i) {
+    node->operands_[i].node->uses_.push_back({node, static_cast<int>(i)});
+  }
+}
+
+void Graph::DropUse(Value value, Node* user, int operand) {
+  std::vector<Use>& uses = value.node->uses_;
+  const auto at = std::find_if(uses.begin(), uses.end(),
+                               [&](const Use& use) { return use.node == user && use.operand == operand; });
+  CHECK(at != uses.end());
+  uses.erase(at);
+}
+
+Node* Graph::FindInput(absl::string_view name) const {
+  for (Node* input : inputs_) {
+    if (input->name() == name) return input;
+  }
+  return nullptr;
+}
+
+const Output* Graph::FindOutput(absl::string_view name) const {
+  for (const Output& output : outputs_) {
+    if (output.name == name) return &output;
+  }
+  return nullptr;
+}
+
+void Graph::RemoveInput(Node* input) {
+  CHECK(input->is_input() && input->uses().empty() && !IsOutput(input));
+  inputs_.erase(std::find(inputs_.begin(), inputs_.end(), input));
+  nodes_.erase(input->id());
+}
+
+void Graph::SetOperand(Node* node, int operand, Value value) {
+  Value& slot = node->operands_[static_cast<size_t>(operand)];
+  CHECK(slot.type() == value.type());
+  DropUse(slot, node, operand);
+  slot = value;
+  value.node->uses_.push_back({node, operand});
+}
+
+void Graph::ReplaceAllUses(Value from, Value to, const Node* except) {
+  CHECK(from.type() == to.type());
+  const std::vector<Use> uses(from.node->uses_);
+  for (const Use& use : uses) {
+    if (use.node != except && use.node->operands()[static_cast<size_t>(use.operand)] == from) {
+      SetOperand(use.node, use.operand, to);
+    }
+  }
+  for (Output& output : outputs_) {
+    if (output.value == from) output.value = to;
+  }
+}
+
+bool Graph::IsOutput(const Node* node) const {
+  return std::any_of(outputs_.begin(), outputs_.end(),
+                     [&](const Output& output) { return output.value.node == node || output.donates == node; });
+}
+
+void Graph::RemoveNode(Node* node) {
+  CHECK(!node->is_input() && node->uses().empty() && !IsOutput(node)) << node->name();
+  for (size_t i = 0; i < node->operands_.size(); ++i) DropUse(node->operands_[i], node, static_cast<int>(i));
+  for (const auto& [id, other] : nodes_) {
+    if (other->recompute_of_ == node) other->recompute_of_ = nullptr;
+  }
+  nodes_.erase(node->id());
+}
+
+std::vector<Node*> Graph::Nodes() const {
+  std::vector<Node*> all(inputs_);
+  for (const auto& [id, node] : nodes_) {
+    if (!node->is_input()) all.push_back(node.get());
+  }
+  return all;
+}
+
+std::vector<Node*> Graph::TopologicalOrder() const {
+  std::vector<Node*> order(inputs_);
+  absl::flat_hash_map<const Node*, int64_t> waiting;  // Operands not yet placed.
+  const auto later = [](const Node* a, const Node* b) { return a->id() > b->id(); };
+  std::priority_queue<Node*, std::vector<Node*>, decltype(later)> ready(later);
+  for (const auto& [id, node] : nodes_) {
+    if (node->is_input()) continue;
+    waiting[node.get()] = static_cast<int64_t>(node->operands_.size());
+    if (node->operands_.empty()) ready.push(node.get());
+  }
+  const auto release = [&](Node* placed) {
+    for (const Use& use : placed->uses_) {
+      if (--waiting.at(use.node) == 0) ready.push(use.node);
+    }
+  };
+  for (Node* input : inputs_) release(input);
+  while (!ready.empty()) {
+    Node* next = ready.top();
+    ready.pop();
+    order.push_back(next);
+    release(next);
+  }
+  return order;
+}
+
+uint64_t Graph::Fingerprint() const { return Fnv1a(Print(*this)); }
+
+std::string Init::ToString() const {
+  switch (kind) {
+    case Kind::kZeros:
+      return "zeros";
+    case Kind::kOnes:
+      return "ones";
+    case Kind::kNormal:
+      return absl::StrCat("normal(", AttrValueToString(stddev), ")");
+  }
+  return "";
+}
+
+absl::StatusOr<Init> ParseInit(absl::string_view text) {
+  if (text == "zeros") return Init{};
+  if (text == "ones") return Init{.kind = Init::Kind::kOnes};
+  absl::string_view inside = text;
+  if (absl::ConsumePrefix(&inside, "normal(") && absl::ConsumeSuffix(&inside, ")")) {
+    double stddev = 0;
+    if (absl::SimpleAtod(inside, &stddev) && stddev >= 0 && stddev < 1e6) {
+      return Init{.kind = Init::Kind::kNormal, .stddev = stddev};
+    }
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("\"", text, "\" is not an initial value; expected zeros, ones or normal(STDDEV)"));
+}
+
+std::unique_ptr<Module> Module::Clone() const {
+  auto clone = std::make_unique<Module>(name_);
+  clone->states_ = states_;
+  clone->facts_ = facts_;
+  for (const auto& graph : graphs_) clone->graphs_.push_back(graph->Clone());
+  return clone;
+}
+
+absl::Status Module::AddState(State state) {
+  RETURN_IF_ERROR(Annotate(CheckTensorType(state.type), absl::StrCat("state ", state.name)));
+  if (state.name.empty() || FindState(state.name) != nullptr) {
+    return absl::InvalidArgumentError(absl::StrCat("state \"", state.name, "\" ",
+                                                   state.name.empty() ? "has no name" : "exists already; names are unique"));
+  }
+  if (!IsState(state.role)) {
+    return absl::InvalidArgumentError(absl::StrCat("state ", state.name, " has role ", RoleName(state.role),
+                                                   "; expected parameter or optimizer_state"));
+  }
+  if (state.logical_dims.empty()) state.logical_dims = state.type.dims;
+  states_.push_back(std::move(state));
+  return absl::OkStatus();
+}
+
+const State* Module::FindState(absl::string_view name) const {
+  for (const State& state : states_) {
+    if (state.name == name) return &state;
+  }
+  return nullptr;
+}
+
+State* Module::MutableState(absl::string_view name) { return const_cast<State*>(FindState(name)); }
+
+Graph* Module::AddGraph(absl::string_view name) { return AddGraph(std::make_unique<Graph>(std::string(name))); }
+
+Graph* Module::AddGraph(std::unique_ptr<Graph> graph) {
+  CHECK(FindGraph(graph->name()) == nullptr) << graph->name();
+  graphs_.push_back(std::move(graph));
+  return graphs_.back().get();
+}
+
+Graph* Module::FindGraph(absl::string_view name) const {
+  for (const auto& graph : graphs_) {
+    if (graph->name() == name) return graph.get();
+  }
+  return nullptr;
+}
+
+int64_t Module::fact(absl::string_view name, int64_t otherwise) const {
+  const auto at = facts_.find(std::string(name));
+  return at == facts_.end() ? otherwise : at->second;
+}
+
+int64_t Module::num_parameters() const {
+  int64_t total = 0;
+  for (const State& state : states_) {
+    if (state.role == Role::kParameter) total += TensorType{state.type.dtype, state.logical_dims}.num_elements();
+  }
+  return total;
+}
+
+uint64_t Module::Fingerprint() const { return Fnv1a(Print(*this)); }
+
+}  // namespace mt
