@@ -140,6 +140,7 @@ class Graph {
   void SetOperand(Node* node, int operand, Value value);  // REQUIRES: same type.
   void SetNodeName(Node* node, absl::string_view name) { node->name_ = std::string(name); }
   void SetNodePhase(Node* node, Phase phase) { node->phase_ = phase; }
+  void SetNodeRecomputeOf(Node* node, const Node* original) { node->recompute_of_ = original; }
   // Rewrites operands and outputs; `except` keeps its operands. REQUIRES: same type.
   void ReplaceAllUses(Value from, Value to, const Node* except = nullptr);
   // REQUIRES: no uses, not an output.

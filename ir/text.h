@@ -27,10 +27,21 @@
 
 namespace mt {
 
+// Values that are not reachable from the inputs and constants (a cycle, a corrupted graph) print as "%?".
 std::string Print(const Graph& graph);
 std::string Print(const Module& module);
 
-// Errors: InvalidArgument with line number. The input is untrusted; the result passed VerifyGraph.
+// What "%NAME" and "@NAME" can hold: 1 to 512 letters, digits, '.', '_', '-', '/'; not digits alone. Graphs, modules,
+// inputs, states and facts are named so.
+bool IsTextName(absl::string_view name);
+
+// Limits on what a file may hold.
+inline constexpr int64_t kMaxTextBytes = int64_t{64} << 20;
+inline constexpr int64_t kMaxNodes = 1'000'000;  // In all graphs together.
+inline constexpr int64_t kMaxInputs = 1 << 14;   // Of one graph; also the states, facts and outputs, and the graphs.
+
+// A line that starts with "//" is a comment. Errors: InvalidArgument with line number. The input is untrusted; the result
+// passed VerifyGraph or VerifyModule.
 absl::StatusOr<std::unique_ptr<Graph>> ParseGraph(absl::string_view text);
 absl::StatusOr<std::unique_ptr<Module>> ParseModule(absl::string_view text);
 
