@@ -1,0 +1,241 @@
+#!/usr/bin/env bash
+# The daily verbs: ./mt demo|test|build|bench|lint|help. Everything it does is plain cmake, ninja and ctest, printed as it runs.
+set -euo pipefail
+cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")"
+
+# Debian 12, Debian 13 and Ubuntu 24.04 (universe) use the same names.
+readonly PACKAGES=(cmake ninja-build g++ ccache pkg-config ca-certificates protobuf-compiler libprotobuf-dev libabsl-dev
+                   libdnnl-dev nlohmann-json3-dev libpcre2-dev libgtest-dev libgmock-dev)
+readonly BUILD=build
+
+usage() {
+  cat <<'TEXT'
+usage: ./mt VERB
+
+  demo [TEXT]      Trains a small model on real prose, from nothing: installs, builds, prepares, compiles, runs.
+                   TEXT: your own UTF-8 file instead of the Polish prose from Debian's fortunes-pl.
+  test [ARGS]      Builds and runs the tests; ARGS go to ctest (./mt test -R plan). Ends with what was skipped and why.
+  test --mutate    Runs the mutants instead: every planted bug must be caught by a named test.
+  build            Installs what is missing and builds into build/; the tools are in build/bin.
+  bench [NAME...]  Builds and runs the benches in bench/ (all, or those named).
+  lint             Checks formatting and layering.
+  help             This text.
+
+MT_CMAKE_ARGS holds arguments for cmake: MT_CMAKE_ARGS=-DMT_SANITIZE=address ./mt test
+TEXT
+}
+
+fail() {  # fail CODE MESSAGE
+  echo "error: $2" >&2
+  exit "$1"
+}
+
+run() {  # Prints a command ready to copy, then runs it.
+  printf '+'
+  printf ' %q' "$@"
+  printf '\n'
+  "$@"
+}
+
+jobs() {  # One a core, and at least 1.5 GB of memory for each.
+  local cores memory_kib
+  cores=$(nproc)
+  memory_kib=$(awk '$1 == "MemAvailable:" { print $2 }' /proc/meminfo 2>/dev/null || true)
+  if [[ -n $memory_kib && $((memory_kib / 1500000)) -lt $cores ]]; then cores=$((memory_kib / 1500000)); fi
+  echo $((cores > 0 ? cores : 1))
+}
+
+# Installs the packages named that are missing: as root, or through sudo; else prints the one line to run and exits 2.
+need() {
+  local missing=() package
+  if ! command -v dpkg-query >/dev/null; then
+    if ! command -v cmake >/dev/null || ! command -v ninja >/dev/null; then
+      fail 2 "this is not Debian or Ubuntu; install the equivalents of: $*"
+    fi
+    return
+  fi
+  local installed
+  installed=$(dpkg-query -W -f '${Package} ${db:Status-Status}\n' "$@" 2>/dev/null | awk '$2 == "installed" { print $1 }' || true)
+  for package in "$@"; do
+    grep -qx -- "$package" <<<"$installed" || missing+=("$package")
+  done
+  ((${#missing[@]})) || return 0
+
+  local line="apt-get update && apt-get install -y --no-install-recommends ${missing[*]}"
+  local as_root=()
+  if ((EUID != 0)); then
+    if ! command -v sudo >/dev/null; then
+      echo "These packages are missing, and this user has neither root nor sudo. As root:" >&2
+      echo "  $line" >&2
+      exit 2
+    fi
+    as_root=(sudo)
+    [[ -t 0 ]] || as_root+=(-n)
+  fi
+  echo "Will install: ${missing[*]}"
+  if ! { run ${as_root[@]+"${as_root[@]}"} apt-get update -q &&
+         run ${as_root[@]+"${as_root[@]}"} env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends \
+             "${missing[@]}"; }; then
+    echo "The installation failed. As root:" >&2
+    echo "  $line" >&2
+    exit 2
+  fi
+}
+
+# Builds the targets named, or everything. ninja runs cmake again by itself where a build file or a glob has changed.
+compile() {
+  need "${PACKAGES[@]}"
+  local arguments="${MT_CMAKE_ARGS:-}"
+  local stamp=$BUILD/.mt_cmake_args
+  export CCACHE_BASEDIR="$PWD" CCACHE_NOHASHDIR=1
+  if [[ ! -f $BUILD/build.ninja || ! -f $stamp || $(<"$stamp") != "$arguments" ]]; then
+    # shellcheck disable=SC2086  # several arguments in one variable
+    run cmake -G Ninja -S . -B $BUILD $arguments
+    printf '%s\n' "$arguments" >$stamp
+  fi
+  run ninja -C $BUILD -j "$(jobs)" "$@"
+}
+
+path_line() {
+  echo
+  echo "The tools are built. To use them by name:"
+  echo "  export PATH=$(printf %q "$PWD/$BUILD/bin"):\$PATH"
+}
+
+# Reads ctest's log and lists each skipped test of each executable with its reason.
+list_skipped() {
+  local log=$BUILD/Testing/Temporary/LastTest.log
+  [[ -f $log ]] || return 0
+  awk '
+    /^\[ RUN      \] /   { name = $4; reason = ""; inside = 0; next }
+    /: Skipped$/         { inside = 1; next }
+    /^\[  SKIPPED \] .*\([0-9]+ ms\)$/ {
+      if (!count++) print "\nSkipped:"
+      gsub(/^ +| +$/, "", reason)
+      printf "  %s: %s\n", $4, reason == "" ? "no reason given" : reason
+      inside = 0
+      next
+    }
+    inside && $0 != ""   { reason = reason " " $0 }
+    END { if (!count) print "\nSkipped: nothing" }
+  ' "$log"
+}
+
+verb_test() {
+  local mutate=0 arguments=() argument
+  for argument in "$@"; do
+    if [[ $argument == --mutate ]]; then mutate=1; else arguments+=("$argument"); fi
+  done
+  compile
+  ((mutate)) && arguments=(-C mutate -L mutant ${arguments[@]+"${arguments[@]}"})
+  local output=$BUILD/ctest.log status=0
+  run ctest --test-dir $BUILD -j "$(jobs)" --output-on-failure --no-tests=error ${arguments[@]+"${arguments[@]}"} 2>&1 |
+    tee $output || status=$?
+  list_skipped
+  grep -E '^[0-9]+% tests passed' $output || true
+  return $status
+}
+
+verb_bench() {
+  local names=("$@") name
+  compile
+  if ((${#names[@]} == 0)); then
+    for name in bench/*_bench.cc; do
+      [[ -f $name ]] && names+=("$(basename "$name" .cc)")
+    done
+  fi
+  ((${#names[@]})) || fail 4 "bench/ holds no *_bench.cc"
+  for name in "${names[@]}"; do
+    name=${name%_bench}_bench
+    [[ -x $BUILD/bin/$name ]] || fail 2 "there is no bench $name; bench/ holds: $(cd bench && echo *_bench.cc)"
+    run $BUILD/bin/"$name"
+  done
+}
+
+verb_lint() {
+  need "${PACKAGES[@]}" clang-format
+  compile layering_test
+  local files
+  mapfile -t files < <(find proto ir passes models codegen runtime tests bench -name '*.h' -o -name '*.cc' | sort)
+  echo "+ clang-format --dry-run --Werror (${#files[@]} files, $(clang-format --version | grep -o 'version [0-9.]*'))"
+  local status=0
+  clang-format --dry-run --Werror "${files[@]}" || status=1
+  run $BUILD/bin/layering_test --gtest_brief=1 || status=1
+  return $status
+}
+
+# Polish prose out of Debian's fortunes-pl: literature, aphorisms and an old complaints book, one text after another with a
+# blank line between. The package also holds much that is no prose, or not for every guest: the files are chosen by
+# name, and a text with a coarse word, an address or a chat line is left out.
+demo_text() {  # demo_text TARGET
+  local target=$1 folder=/usr/share/games/fortunes/pl work=$BUILD/demo/package
+  if [[ ! -d $folder ]]; then
+    local hint="give a text of your own: ./mt demo FILE"
+    command -v apt-get >/dev/null || fail 4 "the demo's text comes from the Debian package fortunes-pl, and there is no apt-get here; $hint"
+    rm -rf "$work"
+    mkdir -p "$work"
+    echo "+ (cd $work && apt-get download fortunes-pl && dpkg -x fortunes-pl_*.deb .)"
+    if ! (cd "$work" && apt-get -q download fortunes-pl 2>log && dpkg -x fortunes-pl_*.deb .); then
+      sed 's/^/  /' "$work/log" >&2
+      fail 4 "fortunes-pl could not be downloaded (is there a network, and has apt-get update been run?); $hint"
+    fi
+    folder=$work$folder
+  fi
+  (cd "$folder" && cat pratchett puchatek seneka zen haiku stachura spolem dowcipy-naukowcy wieza-pilot) |
+    LC_ALL=C sed -e 's/\r$//' -e 's/[[:space:]]*$//' |
+    LC_ALL=C awk '
+      function flush() { if (text != "" && !unfit) printf "%s\n\n", text; text = ""; unfit = 0 }
+      /^%$/ { flush(); next }
+      /^(\t\t| {16})/ { next }  # an attribution
+      /[@<>{}|\\^~]|http|anathema|www\.|[0-9][0-9]:[0-9][0-9]/ { unfit = 1 }
+      tolower($0) ~ /kurw|chuj|dup[aeiy]|gówn|sra[lłmć]|pierd|jeb|kutas|seks|sikał|orgazm|ginekolog|erotycz|hemoroid|jądra|piersi|nag[aoi] |hitler|stalin/ { unfit = 1 }
+      { sub(/^[ \t]+/, "") }
+      $0 != "" { text = text (text == "" ? "" : "\n") $0 }
+      END { flush() }' >"$target.part"
+  [[ $(wc -c <"$target.part") -gt 90000 ]] || fail 4 "fortunes-pl holds less text than expected; give a text of your own: ./mt demo FILE"
+  mv "$target.part" "$target"
+}
+
+json_number() {  # json_number FILE KEY: the first number under that key
+  grep -oE "\"$2\": *-?[0-9.eE+-]+" "$1" | head -n 1 | sed 's/.*: *//'
+}
+
+verb_demo() {
+  local text=${1:-} folder=$BUILD/demo
+  [[ -z $text || -f $text ]] || fail 4 "$text: no such file"
+  compile mtc mtrun mtcorpus
+  mkdir -p $folder
+  if [[ -z $text ]]; then
+    text=$folder/proza.txt
+    [[ -s $text ]] || demo_text $text
+    echo "The text, $(LC_ALL=C.UTF-8 wc -m <$text) characters of Polish prose, begins:"
+    head -n 6 $text | sed 's/^/    /'
+  fi
+  rm -rf $folder/corpus $folder/run
+  run $BUILD/bin/mtcorpus prep --input "$text" --out $folder/corpus --tokenizer char
+  run $BUILD/bin/mtc compile tiny_char --data $folder/corpus --batch 16 -o $folder/tiny_char.plan
+  run $BUILD/bin/mtc inspect $folder/tiny_char.plan
+  run $BUILD/bin/mtrun $folder/tiny_char.plan --data $folder/corpus --steps 200 --lr 2e-3 --measure --out $folder/run
+}
+
+main() {
+  local verb=${1:-help}
+  (($#)) && shift
+  case $verb in
+    demo) verb_demo "$@" ;;
+    test) verb_test "$@" ;;
+    build)
+      compile "$@"
+      path_line
+      ;;
+    bench) verb_bench "$@" ;;
+    lint) verb_lint "$@" ;;
+    help | -h | --help) usage ;;
+    *)
+      usage >&2
+      fail 2 "unknown verb \"$verb\"; the verbs are demo, test, build, bench, lint, help"
+      ;;
+  esac
+}
+
+main "$@"
