@@ -20,6 +20,9 @@ inline constexpr char kManifestFile[] = "manifest.json";
 inline constexpr char kTokenizerFile[] = "tokenizer.json";
 inline constexpr int32_t kIgnoredLabel = -1;
 
+// "train-00000.bin".
+std::string ShardFileName(absl::string_view split, int64_t index);
+
 struct ShardInfo {
   std::string file;  // Relative to the corpus folder, no separators.
   int64_t tokens = 0;
@@ -98,12 +101,16 @@ class CorpusReader {
   absl::StatusOr<int64_t> EvalBatch(int64_t index, int64_t batch_size, int64_t seq_len, absl::Span<int32_t> tokens,
                                     absl::Span<int32_t> labels) const;
 
+  // Lets the system drop the memory of all tokens before `token`; scans of a large split stay small.
+  void Release(int64_t token) const;
+
   // Copies tokens [first, first + out.size()) of the split.
   // REQUIRES: the range lies in the split. Errors: FailedPrecondition (damaged shard).
   absl::Status Read(int64_t first, absl::Span<int32_t> out) const;
 
  private:
   CorpusReader() = default;
+  absl::Status Window(int64_t first, int64_t count, absl::Span<int32_t> tokens, absl::Span<int32_t> labels) const;
 
   Manifest manifest_;
   const SplitInfo* split_ = nullptr;  // In manifest_.

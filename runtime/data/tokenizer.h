@@ -28,6 +28,8 @@ class Tokenizer {
   virtual int64_t vocab_size() const = 0;
   // The id that ends every document.
   virtual int32_t end_of_document() const = 0;
+  // The id of what the vocabulary lacks; -1: every text can be encoded.
+  virtual int32_t unknown() const { return -1; }
   // Of tokens, merges and pattern, not of the file's layout: equal hashes give equal ids for every text.
   virtual uint64_t hash() const = 0;
 
