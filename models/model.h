@@ -1,0 +1,45 @@
+// Model specs and raw graphs -> modules with the forward graphs "train" and "eval".
+#ifndef MT_MODELS_MODEL_H_
+#define MT_MODELS_MODEL_H_
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/types/span.h"
+#include "ir/graph.h"
+#include "proto/model.pb.h"
+
+namespace mt {
+
+// What the command line says about a model.
+struct ModelOptions {
+  std::optional<int64_t> batch, sequence;
+  std::optional<int64_t> vocab_size;  // Of the corpus.
+  std::vector<std::string> sets;      // "layers=4", "activation=SWIGLU": fields of ModelSpec.
+};
+
+// The zoo's names, sorted: models/NAME.textproto and models/NAME.graph.textproto.
+std::vector<std::string> ZooModels();
+
+// SPEC is a file, or a name of the zoo: a ModelSpec, or a ModuleProto where the file name ends in ".graph.textproto".
+// Errors: NotFound (lists the zoo), InvalidArgument (bad spec; names the field, the fact and what is expected).
+absl::StatusOr<std::unique_ptr<Module>> LoadModel(const std::string& spec, const ModelOptions& options);
+
+// The spec in a file or of the zoo, with `options.sets` applied. Errors: as LoadModel; InvalidArgument for a raw graph.
+absl::StatusOr<proto::ModelSpec> LoadSpec(const std::string& spec, const ModelOptions& options);
+
+// The decoder-only transformer of `spec` (models/transformer.cc).
+//   train: inputs tokens, labels i32[B,T], order i32[B*T] (stable sort order of the tokens), rng i32[4] (with dropout);
+//          output "loss" f32[], the mean over labels >= 0.
+//   eval:  no dropout; outputs "loss_sum" f32[] and "count" f32[].
+// Facts: batch, sequence, vocab_size, layers, width, heads, kv_heads, ffn_width, max_sequence.
+absl::StatusOr<std::unique_ptr<Module>> BuildTransformer(const proto::ModelSpec& spec, int64_t batch, int64_t sequence);
+
+}  // namespace mt
+
+#endif  // MT_MODELS_MODEL_H_
