@@ -186,7 +186,7 @@ demo_text() {  # demo_text TARGET
     LC_ALL=C awk '
       function flush() { if (text != "" && !unfit) printf "%s\n\n", text; text = ""; unfit = 0 }
       /^%$/ { flush(); next }
-      /^(\t\t| {16})/ { next }  # an attribution
+      /^(\t\t|                )/ { next }  # an attribution
       /[@<>{}|\\^~]|http|anathema|www\.|[0-9][0-9]:[0-9][0-9]/ { unfit = 1 }
       tolower($0) ~ /kurw|chuj|dup[aeiy]|gówn|sra[lłmć]|pierd|jeb|kutas|seks|sikał|orgazm|ginekolog|erotycz|hemoroid|jądra|piersi|nag[aoi] |hitler|stalin/ { unfit = 1 }
       { sub(/^[ \t]+/, "") }
