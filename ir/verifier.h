@@ -7,12 +7,14 @@
 
 namespace mt {
 
-// Structure (acyclic, use lists right, types as inferred, attributes as specified, unique names, recompute_of refers to an
-// equal op) and stage (forward: no backward or optimizer nodes; training and optimized: what each promises; donation: the
-// output has its input's type, one donor each, and every other reader of the input can run before the writer).
+// Structure: use lists right, acyclic, attributes as specified, types as inferred, inputs and outputs named uniquely,
+// recompute_of refers to an equal node that may be repeated.
+// Donation: an output that donates takes over a state of its own name and type; one donor each. Whether it can be
+// written in place, and after whom, is the scheduler's to decide; otherwise a copy is made.
+// Stage: forward: no backward or optimizer nodes; training: an output "loss"; optimized: every parameter is donated.
 // Errors: Internal, naming graph, node and both facts.
 absl::Status VerifyGraph(const Graph& graph);
-// All graphs; and every state input of a graph agrees with the module's table.
+// All graphs; states are well-formed and uniquely named; every state input of a graph agrees with the module's table.
 absl::Status VerifyModule(const Module& module);
 
 }  // namespace mt
