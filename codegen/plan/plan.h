@@ -83,11 +83,11 @@ using ClassBytes = std::array<int64_t, kNumMemoryClasses>;
 int64_t Sum(const ClassBytes& bytes);
 
 struct PhaseSummary {
-  int instructions = 0;        // Those that run code.
-  ClassBytes at_peak = {};     // Live at the phase's own peak instruction, states included.
-  int peak_instruction = -1;   // -1: the phase has no instructions.
-  int64_t live_bytes = 0;      // Sum of at_peak.
-  int64_t written_bytes = 0;   // Of WrittenRanges with workspaces.
+  int instructions = 0;       // Those that run code.
+  ClassBytes at_peak = {};    // Live at the phase's own peak instruction, states included.
+  int peak_instruction = -1;  // -1: the phase has no instructions.
+  int64_t live_bytes = 0;     // Sum of at_peak.
+  int64_t written_bytes = 0;  // Of WrittenRanges with workspaces.
 };
 
 struct ProgramSummary {
@@ -96,9 +96,9 @@ struct ProgramSummary {
   std::string proof;
   ClassBytes at_peak = {};  // Live at peak_instruction, states included; sums to lower_bound_bytes.
   int peak_instruction = 0;
-  std::string peak_name;    // "57: softmax h3.attn.probabilities"
+  std::string peak_name;  // "57: softmax h3.attn.probabilities"
   std::array<PhaseSummary, kNumPhases> phases;
-  int instructions = 0;     // Those that run code.
+  int instructions = 0;  // Those that run code.
   int recomputed = 0;
   int64_t flops = 0, bytes = 0;
 };

@@ -10,8 +10,8 @@
 
 namespace mt {
 
-// Bytes of workspace for one instruction; 0 for most. Depends on shapes and target alone, never on the machine at hand or
-// the number of its threads: the same plan everywhere.
+// Bytes of workspace for one instruction; 0 for most. Depends on shapes and target alone, never on the machine at hand
+// or the number of its threads: the same plan everywhere.
 int64_t WorkspaceBytes(absl::string_view target, const OpDef& op, absl::Span<const TensorType> operands,
                        absl::Span<const TensorType> results, const Attrs& attrs);
 
