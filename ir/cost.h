@@ -6,14 +6,15 @@
 
 namespace mt {
 
-// What a device can do at best.
+// What a device can do at best; 0: not known, and not counted.
 struct Roofline {
   double matmul_flops_per_second = 0;
   double bytes_per_second = 0;
 };
 
+// Inputs and views cost nothing.
 Cost NodeCost(const Node& node);
-// Sum over all nodes.
+// Sum over all nodes; 2^63 - 1 where it is more.
 Cost GraphCost(const Graph& graph);
 // max(flops / peak, bytes / bandwidth).
 double RooflineSeconds(const Cost& cost, const Roofline& roofline);

@@ -1,0 +1,40 @@
+#include "ir/cost.h"
+
+#include <algorithm>
+#include <limits>
+
+namespace mt {
+namespace {
+
+// A file may describe more work than 63 bits count.
+int64_t SaturatingAdd(int64_t a, int64_t b) {
+  int64_t sum = 0;
+  return __builtin_add_overflow(a, b, &sum) ? std::numeric_limits<int64_t>::max() : sum;
+}
+
+}  // namespace
+
+Cost NodeCost(const Node& node) {
+  if (node.is_input() || node.op().is_view) return Cost{};
+  return CostOf(node.op(), node.operand_types(), node.result_types(), node.attrs());
+}
+
+Cost GraphCost(const Graph& graph) {
+  Cost total;
+  for (const Node* node : graph.Nodes()) {
+    const Cost cost = NodeCost(*node);
+    total.flops = SaturatingAdd(total.flops, cost.flops);
+    total.bytes_read = SaturatingAdd(total.bytes_read, cost.bytes_read);
+    total.bytes_written = SaturatingAdd(total.bytes_written, cost.bytes_written);
+  }
+  return total;
+}
+
+double RooflineSeconds(const Cost& cost, const Roofline& roofline) {
+  const auto seconds = [](double amount, double per_second) { return per_second > 0 ? amount / per_second : 0.0; };
+  return std::max(seconds(static_cast<double>(cost.flops), roofline.matmul_flops_per_second),
+                  seconds(static_cast<double>(cost.bytes_read) + static_cast<double>(cost.bytes_written),
+                          roofline.bytes_per_second));
+}
+
+}  // namespace mt
