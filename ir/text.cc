@@ -322,6 +322,7 @@ class Parser {
     }
     if (!cursor.Consume("{") || !cursor.at_end()) return Expected(cursor, "{ and the end of the line");
     NumberedValues values;
+    inputs_.clear();
     recomputes_.clear();
     while (true) {
       RETURN_IF_ERROR(NextLine(absl::StrCat("} at the end of graph @", name)));
@@ -347,7 +348,7 @@ class Parser {
     return graph;
   }
 
-  absl::Status Input(Cursor& cursor, Graph& graph) const {
+  absl::Status Input(Cursor& cursor, Graph& graph) {
     if (!cursor.Consume("%")) return Expected(cursor, "%NAME");
     const absl::string_view name = cursor.Word();
     if (!IsTextName(name)) {
@@ -360,14 +361,16 @@ class Parser {
     ASSIGN_OR_RETURN(const Role role, ParsedRole(cursor));
     if (!cursor.at_end()) return Expected(cursor, "the end of the line");
     if (static_cast<int64_t>(graph.inputs().size()) >= kMaxInputs) return Error("more than ", kMaxInputs, " inputs");
-    return AtLine(graph.AddInput(name, type, role).status());
+    const absl::StatusOr<Value> value = graph.AddInput(name, type, role);
+    if (value.ok()) inputs_[value->node->name()] = *value;
+    return AtLine(value.status());
   }
 
   absl::StatusOr<Value> ParsedValue(Cursor& cursor, const NumberedValues& values, const Graph& graph) const {
     if (!cursor.Consume("%")) return Expected(cursor, "a value such as %3 or %x");
     const absl::string_view word = cursor.Word();
     if (IsTextName(word)) {
-      if (Node* input = graph.FindInput(word); input != nullptr) return input->result();
+      if (const auto at = inputs_.find(word); at != inputs_.end()) return at->second;
       return Error("%", word, " is no input of graph @", graph.name(), "; inputs are declared before their uses");
     }
     int64_t number = 0;
@@ -509,7 +512,8 @@ class Parser {
   absl::string_view line_;
   int64_t line_number_ = 0;
   int64_t nodes_ = 0;
-  std::vector<Recompute> recomputes_;  // Of the current graph.
+  absl::flat_hash_map<absl::string_view, Value> inputs_;  // Of the current graph, by name.
+  std::vector<Recompute> recomputes_;                     // Of the current graph.
 };
 
 }  // namespace
