@@ -23,11 +23,25 @@ enum class Prim : uint8_t {
   kOperand,   // value of operand `index` at this element (broadcast like NumPy), widened to f32
   kConstant,  // `constant`
   kUniform,   // uniform in [0,1): Philox at this element's logical coordinate; see UniformAt below
-  kNeg, kAbs, kExp, kLog, kSqrt, kTanh, kErf, kSin, kCos,
-  kAdd, kSub, kMul, kDiv, kMax, kMin, kPow,
-  kLess,      // a < b ? 1 : 0
-  kSelect,    // a != 0 ? b : c
-  kRound,     // rounds to `dtype`
+  kNeg,
+  kAbs,
+  kExp,
+  kLog,
+  kSqrt,
+  kTanh,
+  kErf,
+  kSin,
+  kCos,
+  kAdd,
+  kSub,
+  kMul,
+  kDiv,
+  kMax,  // a >= b ? a : b, NaN if either is
+  kMin,  // a <= b ? a : b, NaN if either is
+  kPow,
+  kLess,    // a < b ? 1 : 0
+  kSelect,  // a != 0 ? b : c
+  kRound,   // rounds to `dtype`
 };
 
 struct PrimRow {
@@ -64,7 +78,8 @@ struct ExprNode {
   std::vector<Expr> args;
 };
 
-// Constructors fold constants and drop x+0, x*1, x*0, x-0, x/1, --x; nothing that changes a rounding of a finite value.
+// Constructors fold constants (in f64) and drop x+0, x*1, x*0, x-0, x/1, --x, a select by a constant; x*-1 becomes -x.
+// Nothing that changes a rounding of a finite value.
 Expr Operand(int64_t index);
 Expr Uniform(int64_t rng_operand, uint32_t key);
 Expr RoundExpr(DType dtype, Expr a);
@@ -87,10 +102,11 @@ inline Expr Min(Expr a, Expr b) { return Make(Prim::kMin, {a, b}); }
 inline Expr Pow(Expr a, Expr b) { return Make(Prim::kPow, {a, b}); }
 inline Expr Less(Expr a, Expr b) { return Make(Prim::kLess, {a, b}); }
 inline Expr Select(Expr c, Expr a, Expr b) { return Make(Prim::kSelect, {c, a, b}); }
-// 1 / (1 + exp(-a))
+// 1 / (1 + exp(-a)); -a is limited to 80, which keeps inf / inf out of the derivative.
 Expr Sigmoid(Expr a);
 
 // d expression / d operand(index), simplified. kUniform, kLess and kRound: derivative 0, 0 and that of the argument.
+// Where max or min tie, the first argument has the whole derivative; abs has derivative 0 at 0.
 Expr Derivative(Expr expression, int64_t index);
 
 // Which operands the expression reads (kUniform reads its random state), as a sorted list without repeats.
@@ -129,7 +145,8 @@ absl::StatusOr<ScalarProgram> ParseScalarProgram(absl::string_view text);
 //   first sample + sample); word element % 4.
 float UniformAt(absl::Span<const int32_t> rng, uint32_t key, int64_t sample, int64_t element);
 
-// Evaluates one element in f32 or f64. `operands[i]` is the value of operand i; `uniform(index, key)` supplies kUniform.
+// Evaluates one element in f32 or f64. `operands[i]` is the value of operand i; `uniform(index, key)` supplies
+// kUniform.
 template <typename T, typename UniformFn>
 void EvaluateScalar(const ScalarProgram& program, absl::Span<const T> operands, const UniformFn& uniform,
                     absl::Span<T> results);
