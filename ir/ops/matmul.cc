@@ -1,3 +1,5 @@
+#include <limits>
+
 #include "absl/strings/str_cat.h"
 #include "ir/builder.h"
 #include "ir/ops/common.h"
@@ -124,7 +126,9 @@ void ReferenceMatmul(const Attrs& attrs, absl::Span<const HostTensor<T>* const> 
 
 Cost CostMatmul(absl::Span<const TensorType> operands, absl::Span<const TensorType> results, const Attrs& attrs) {
   const Shape s = ShapeOf(operands[0], operands[1], attrs);
-  int64_t flops = 2 * s.batch * s.rows * s.depth * s.cols;
+  // A result within the limits may still take more than 2^63 FLOPs.
+  int64_t flops =
+      CheckedMultiply(2 * results[0].num_elements(), s.depth).value_or(std::numeric_limits<int64_t>::max() / 2);
   if (attrs.Bool("bias")) flops += results[0].num_elements();
   if (attrs.Bool("accumulator")) flops += results[0].num_elements();
   return TransferCost(operands, results, flops);
