@@ -15,6 +15,16 @@ namespace mt {
 int64_t WorkspaceBytes(absl::string_view target, const OpDef& op, absl::Span<const TensorType> operands,
                        absl::Span<const TensorType> results, const Attrs& attrs);
 
+// How the CPU cuts a matmul into slots that run side by side, each with its own scratch.
+struct CpuMatmulTiling {
+  int64_t batch, rows, cols, depth;  // batch x ([rows, depth] x [depth, cols])
+  bool transpose_a, transpose_b;
+  int64_t tile_batch, tile_rows, tile_cols;  // Of one tile; the last one of a dimension may be smaller.
+  int64_t slots;                             // Number of tiles; at most 16.
+  int64_t slot_bytes;                        // Scratch for one.
+};
+CpuMatmulTiling TileCpuMatmul(absl::Span<const TensorType> operands, const Attrs& attrs);
+
 }  // namespace mt
 
 #endif  // MT_CODEGEN_PLAN_RESOURCES_H_

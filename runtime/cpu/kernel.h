@@ -21,8 +21,9 @@ struct CpuKernel {
 
 // Families, each in its own file; listed in runtime/cpu/backend.cc.
 absl::Span<const CpuKernel> CpuMatmulKernels();
-absl::Span<const CpuKernel> CpuRowKernels();     // normalizations, softmax, loss
-absl::Span<const CpuKernel> CpuDataKernels();    // shape ops, reductions, embedding, rope, heads, norms, optimizer scalars
+absl::Span<const CpuKernel> CpuRowKernels();  // normalizations, softmax, loss
+absl::Span<const CpuKernel>
+CpuDataKernels();  // shape ops, reductions, embedding, rope, heads, norms, optimizer scalars
 
 // Element-wise ops and fused regions: the register program, tile by tile.
 absl::StatusOr<Thunk> BindPointwise(const KernelCall& call, ThreadPool& pool);

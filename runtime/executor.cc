@@ -1,0 +1,152 @@
+#include "runtime/executor.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "codegen/plan/plan.h"
+#include "ir/base/check.h"
+#include "ir/base/status_macros.h"
+#include "ir/graph_io.h"
+#include "ir/initial_value.h"
+
+namespace mt {
+namespace {
+
+const BoundTensor* Find(absl::Span<const BoundTensor> tensors, absl::string_view name) {
+  for (const BoundTensor& tensor : tensors) {
+    if (tensor.name == name) return &tensor;
+  }
+  return nullptr;
+}
+
+absl::StatusOr<BoundTensor> BindTensor(const proto::PlanProto& plan, const proto::TensorProto& proto, std::byte* arena,
+                                       absl::string_view name) {
+  BoundTensor tensor;
+  tensor.name = std::string(name);
+  ASSIGN_OR_RETURN(tensor.type, TypeFromProto(proto.type()));
+  tensor.data = arena + TensorOffset(plan, proto);
+  return tensor;
+}
+
+absl::StatusOr<KernelCall> MakeCall(const proto::PlanProto& plan, const proto::ProgramProto& program,
+                                    const proto::InstructionProto& instruction, std::byte* arena) {
+  KernelCall call;
+  call.op = FindOp(instruction.op());
+  CHECK(call.op != nullptr) << instruction.op();
+  ASSIGN_OR_RETURN(call.attrs, AttrsFromProto(instruction.attrs()));
+  const auto bind = [&](int index) -> absl::StatusOr<Tensor> {
+    ASSIGN_OR_RETURN(const BoundTensor bound, BindTensor(plan, program.tensors(index), arena, ""));
+    return Tensor{bound.data, bound.type};
+  };
+  for (const int operand : instruction.operands()) {
+    ASSIGN_OR_RETURN(Tensor tensor, bind(operand));
+    call.operands.push_back(std::move(tensor));
+  }
+  for (const int result : instruction.results()) {
+    ASSIGN_OR_RETURN(Tensor tensor, bind(result));
+    call.results.push_back(std::move(tensor));
+  }
+  if (instruction.workspace() >= 0) {
+    const proto::BufferProto& buffer = plan.buffers(instruction.workspace());
+    call.workspace = arena + buffer.offset();
+    call.workspace_bytes = buffer.size_bytes();
+  }
+  call.name = instruction.name();
+  return call;
+}
+
+}  // namespace
+
+const BoundTensor* Program::FindInput(absl::string_view name) const { return Find(inputs_, name); }
+const BoundTensor* Program::FindOutput(absl::string_view name) const { return Find(outputs_, name); }
+const BoundTensor* Executor::FindState(absl::string_view name) const { return Find(states_, name); }
+
+void Program::RunRange(int first, int last) const {
+  for (int i = first_thunk_[static_cast<size_t>(first)]; i < first_thunk_[static_cast<size_t>(last)]; ++i) {
+    thunks_[static_cast<size_t>(i)]();
+  }
+}
+
+const Program* Executor::FindProgram(absl::string_view name) const {
+  for (const auto& program : programs_) {
+    if (program->proto().name() == name) return program.get();
+  }
+  return nullptr;
+}
+
+absl::StatusOr<std::unique_ptr<Executor>> Executor::Load(proto::PlanProto plan, std::unique_ptr<Backend> backend) {
+  if (backend->name() != "null" && !absl::StartsWith(plan.target(), backend->name())) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the plan is for target ", plan.target(), ", not for ", backend->name()));
+  }
+  auto executor = std::unique_ptr<Executor>(new Executor);
+  executor->plan_ = std::move(plan);
+  executor->backend_ = std::move(backend);
+  const proto::PlanProto& p = executor->plan_;
+  ASSIGN_OR_RETURN(executor->arena_, executor->backend_->AllocateArena(p.arena_bytes()));
+  std::byte* arena = executor->arena_;
+
+  for (const proto::StatePlacement& placement : p.states()) {
+    BoundTensor state;
+    state.name = placement.state().name();
+    ASSIGN_OR_RETURN(state.type, TypeFromProto(placement.state().type()));
+    state.role = ParseRole(placement.state().role()).value_or(Role::kParameter);
+    state.data = arena + p.buffers(placement.buffer()).offset();
+    executor->states_.push_back(std::move(state));
+  }
+  for (const proto::ProgramProto& proto : p.programs()) {
+    auto program = std::make_unique<Program>();
+    program->proto_ = &proto;
+    for (const proto::ProgramInput& input : proto.inputs()) {
+      ASSIGN_OR_RETURN(BoundTensor tensor, BindTensor(p, proto.tensors(input.tensor()), arena, input.name()));
+      tensor.role = ParseRole(input.role()).value_or(Role::kData);
+      program->inputs_.push_back(std::move(tensor));
+    }
+    for (const proto::ProgramOutput& output : proto.outputs()) {
+      ASSIGN_OR_RETURN(BoundTensor tensor, BindTensor(p, proto.tensors(output.tensor()), arena, output.name()));
+      program->outputs_.push_back(std::move(tensor));
+    }
+    for (int i = 0; i < proto.instructions_size(); ++i) {
+      const proto::InstructionProto& instruction = proto.instructions(i);
+      program->first_thunk_.push_back(static_cast<int>(program->thunks_.size()));
+      ASSIGN_OR_RETURN(const KernelCall call, MakeCall(p, proto, instruction, arena));
+      if (call.op->is_view) continue;
+      absl::StatusOr<Thunk> thunk = executor->backend_->Bind(call);
+      if (!thunk.ok()) {
+        return Annotate(thunk.status(), absl::StrCat("program ", proto.name(), ", instruction ", i, ", ",
+                                                     instruction.op(), " \"", instruction.name(), "\""));
+      }
+      program->thunks_.push_back(*std::move(thunk));
+    }
+    program->first_thunk_.push_back(static_cast<int>(program->thunks_.size()));
+    executor->programs_.push_back(std::move(program));
+  }
+  return executor;
+}
+
+void Executor::InitializeStates(uint64_t seed) {
+  constexpr int64_t kChunk = 1 << 16;
+  std::vector<float> values;
+  for (int i = 0; i < plan_.states_size(); ++i) {
+    const proto::StateProto& proto = plan_.states(i).state();
+    const BoundTensor& state = states_[static_cast<size_t>(i)];
+    const absl::StatusOr<Init> init = ParseInit(proto.init().empty() ? "zeros" : proto.init());
+    CHECK(init.ok()) << init.status();
+    backend_->Fill(state.data, 0, state.type.byte_size());
+    if (init->kind == Init::Kind::kZeros) continue;
+    CHECK(state.type.dtype == DType::kF32) << state.name;
+    // Padding, if any, is at the end of dimension 0: logical elements are a prefix.
+    int64_t elements = 1;
+    for (const int64_t d : proto.logical_dims()) elements *= d;
+    if (proto.logical_dims_size() == 0) elements = state.type.num_elements();
+    for (int64_t first = 0; first < elements; first += kChunk) {
+      values.resize(static_cast<size_t>(std::min(kChunk, elements - first)));
+      InitialValues(*init, seed, state.name, first, absl::MakeSpan(values));
+      backend_->CopyToDevice(state.data + first * 4, values.data(), static_cast<int64_t>(values.size()) * 4);
+    }
+  }
+}
+
+}  // namespace mt
