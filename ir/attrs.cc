@@ -101,8 +101,9 @@ absl::StatusOr<AttrValue> ParseAttrValue(AttrKind kind, absl::string_view text) 
 }
 
 void Attrs::Set(absl::string_view name, AttrValue value) {
-  const auto at = std::lower_bound(entries_.begin(), entries_.end(), name,
-                                   [](const Entry& entry, absl::string_view n) { return absl::string_view(entry.first) < n; });
+  const auto at = std::lower_bound(entries_.begin(), entries_.end(), name, [](const Entry& entry, absl::string_view n) {
+    return absl::string_view(entry.first) < n;
+  });
   if (at != entries_.end() && at->first == name) {
     at->second = std::move(value);
   } else {
@@ -111,8 +112,9 @@ void Attrs::Set(absl::string_view name, AttrValue value) {
 }
 
 void Attrs::Erase(absl::string_view name) {
-  entries_.erase(std::remove_if(entries_.begin(), entries_.end(), [&](const Entry& entry) { return entry.first == name; }),
-                 entries_.end());
+  entries_.erase(
+      std::remove_if(entries_.begin(), entries_.end(), [&](const Entry& entry) { return entry.first == name; }),
+      entries_.end());
 }
 
 const AttrValue* Attrs::Find(absl::string_view name) const {
@@ -145,11 +147,11 @@ absl::StatusOr<Attrs> CompleteAttrs(absl::Span<const AttrSpec> specs, const Attr
   }
   for (const Attrs::Entry& entry : given.entries()) {
     if (complete.Find(entry.first) == nullptr) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("unknown attribute ", entry.first, "; known: ",
-                       specs.empty() ? "none" : absl::StrJoin(specs, ", ", [](std::string* out, const AttrSpec& spec) {
-                         absl::StrAppend(out, spec.name);
-                       })));
+      return absl::InvalidArgumentError(absl::StrCat(
+          "unknown attribute ", entry.first,
+          "; known: ", specs.empty() ? "none" : absl::StrJoin(specs, ", ", [](std::string* out, const AttrSpec& spec) {
+            absl::StrAppend(out, spec.name);
+          })));
     }
   }
   return complete;

@@ -26,7 +26,8 @@ enum class AttrKind { kBool, kInt, kDouble, kString, kDType, kIntList };
 inline AttrKind KindOf(const AttrValue& value) { return static_cast<AttrKind>(value.index()); }
 absl::string_view AttrKindName(AttrKind kind);
 
-// "true", "3", "0.5" (always with a point or exponent), "\"text\"", "bf16", "[1,2]". ParseAttrValue reads it back exactly.
+// "true", "3", "0.5" (always with a point or exponent), "\"text\"", "bf16", "[1,2]". ParseAttrValue reads it back
+// exactly.
 std::string AttrValueToString(const AttrValue& value);
 absl::StatusOr<AttrValue> ParseAttrValue(AttrKind kind, absl::string_view text);
 

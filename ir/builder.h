@@ -46,7 +46,7 @@ class Builder {
   Value Mul(Value a, Value b) { return Op("mul", {a, b}); }
   Value Scale(Value x, double factor) { return Op("scale", {x}, {{"factor", factor}}); }
   Value Reshape(Value x, absl::Span<const int64_t> dims);
-  Value Cast(Value x, DType to);          // x itself where it has that dtype.
+  Value Cast(Value x, DType to);                         // x itself where it has that dtype.
   Value SumTo(Value x, absl::Span<const int64_t> dims);  // Reduces a broadcast's gradient to `dims`.
 
  private:

@@ -24,10 +24,12 @@ absl::StatusOr<std::map<std::string, HostTensor<T>>> EvaluateGraph(const Graph& 
                                                                    const std::map<std::string, HostTensor<T>>& inputs,
                                                                    bool round = true);
 
-extern template absl::StatusOr<std::vector<HostTensor<float>>> EvaluateOp(
-    const OpDef&, const Attrs&, absl::Span<const HostTensor<float>* const>, absl::Span<const TensorType>, bool);
-extern template absl::StatusOr<std::vector<HostTensor<double>>> EvaluateOp(
-    const OpDef&, const Attrs&, absl::Span<const HostTensor<double>* const>, absl::Span<const TensorType>, bool);
+extern template absl::StatusOr<std::vector<HostTensor<float>>> EvaluateOp(const OpDef&, const Attrs&,
+                                                                          absl::Span<const HostTensor<float>* const>,
+                                                                          absl::Span<const TensorType>, bool);
+extern template absl::StatusOr<std::vector<HostTensor<double>>> EvaluateOp(const OpDef&, const Attrs&,
+                                                                           absl::Span<const HostTensor<double>* const>,
+                                                                           absl::Span<const TensorType>, bool);
 extern template absl::StatusOr<std::map<std::string, HostTensor<float>>> EvaluateGraph(
     const Graph&, const std::map<std::string, HostTensor<float>>&, bool);
 extern template absl::StatusOr<std::map<std::string, HostTensor<double>>> EvaluateGraph(

@@ -266,8 +266,8 @@ std::unique_ptr<Module> Module::Clone() const {
 absl::Status Module::AddState(State state) {
   RETURN_IF_ERROR(Annotate(CheckTensorType(state.type), absl::StrCat("state ", state.name)));
   if (state.name.empty() || FindState(state.name) != nullptr) {
-    return absl::InvalidArgumentError(absl::StrCat("state \"", state.name, "\" ",
-                                                   state.name.empty() ? "has no name" : "exists already; names are unique"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "state \"", state.name, "\" ", state.name.empty() ? "has no name" : "exists already; names are unique"));
   }
   if (!IsState(state.role)) {
     return absl::InvalidArgumentError(absl::StrCat("state ", state.name, " has role ", RoleName(state.role),

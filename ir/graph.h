@@ -1,7 +1,7 @@
 // Graphs of ops over typed values, and the module of programs that read and write the same states.
 //
-// Purely functional: states come in as inputs and leave as outputs that donate their input's buffer. Edges change through
-// Graph alone, so use lists are always right.
+// Purely functional: states come in as inputs and leave as outputs that donate their input's buffer. Edges change
+// through Graph alone, so use lists are always right.
 #ifndef MT_IR_GRAPH_H_
 #define MT_IR_GRAPH_H_
 
@@ -64,14 +64,16 @@ struct Use {
 
 class Node {
  public:
-  int64_t id() const { return id_; }               // Creation order within the graph; never reused.
-  const OpDef& op() const { return *op_; }         // Inputs have the op named "input".
+  int64_t id() const { return id_; }        // Creation order within the graph; never reused.
+  const OpDef& op() const { return *op_; }  // Inputs have the op named "input".
   bool is_input() const { return is_input_; }
-  Role role() const { return role_; }              // REQUIRES: is_input().
-  const std::string& name() const { return name_; }  // Path in the model ("h0.attn.qkv"); inputs: unique, the state's name.
+  Role role() const { return role_; }  // REQUIRES: is_input().
+  const std::string& name() const {
+    return name_;
+  }  // Path in the model ("h0.attn.qkv"); inputs: unique, the state's name.
   Phase phase() const { return phase_; }
   const Node* recompute_of() const { return recompute_of_; }  // The node this one repeats, or null.
-  const Attrs& attrs() const { return attrs_; }    // Complete: defaults filled in.
+  const Attrs& attrs() const { return attrs_; }               // Complete: defaults filled in.
   absl::Span<const Value> operands() const { return operands_; }
   absl::Span<const TensorType> result_types() const { return result_types_; }
   std::vector<TensorType> operand_types() const;
@@ -121,7 +123,8 @@ class Graph {
   // Errors: InvalidArgument (duplicate name, bad type).
   absl::StatusOr<Value> AddInput(absl::string_view name, const TensorType& type, Role role);
   // Completes `attrs`, infers the result types. Errors: InvalidArgument, prefixed with op and name.
-  absl::StatusOr<Node*> AddNode(const OpDef& op, absl::Span<const Value> operands, Attrs attrs, absl::string_view name = "");
+  absl::StatusOr<Node*> AddNode(const OpDef& op, absl::Span<const Value> operands, Attrs attrs,
+                                absl::string_view name = "");
   // A copy of `node` with other operands, marked recompute_of `node` if `recompute`; phase, name and attributes kept.
   absl::StatusOr<Node*> CloneNode(const Node& node, absl::Span<const Value> operands, bool recompute);
 
@@ -173,7 +176,7 @@ class Graph {
 struct Init {
   enum class Kind : uint8_t { kZeros, kOnes, kNormal };
   Kind kind = Kind::kZeros;
-  double stddev = 0;  // kNormal
+  double stddev = 0;             // kNormal
   std::string ToString() const;  // "zeros", "ones", "normal(0.02)"
   friend bool operator==(const Init& a, const Init& b) { return a.kind == b.kind && a.stddev == b.stddev; }
 };
@@ -181,9 +184,9 @@ absl::StatusOr<Init> ParseInit(absl::string_view text);
 
 // A tensor that outlives a step.
 struct State {
-  std::string name;      // "h0.attn.qkv.weight"; optimizer states: "adamw.m.h0.attn.qkv.weight"
-  TensorType type;       // Physical.
-  Dims logical_dims;     // What a user sees; equal to type.dims unless padded.
+  std::string name;   // "h0.attn.qkv.weight"; optimizer states: "adamw.m.h0.attn.qkv.weight"
+  TensorType type;    // Physical.
+  Dims logical_dims;  // What a user sees; equal to type.dims unless padded.
   Role role = Role::kParameter;
   Init init;
 };

@@ -20,8 +20,8 @@ struct DTypeRow {
   int64_t bytes;
   bool is_float;
 };
-constexpr DTypeRow kRows[] = {{DType::kF32, "f32", 4, true}, {DType::kBF16, "bf16", 2, true},
-                              {DType::kF16, "f16", 2, true}, {DType::kF64, "f64", 8, true},
+constexpr DTypeRow kRows[] = {{DType::kF32, "f32", 4, true},  {DType::kBF16, "bf16", 2, true},
+                              {DType::kF16, "f16", 2, true},  {DType::kF64, "f64", 8, true},
                               {DType::kI32, "i32", 4, false}, {DType::kU8, "u8", 1, false}};
 
 const DTypeRow& Row(DType dtype) { return kRows[static_cast<size_t>(dtype)]; }
@@ -103,7 +103,8 @@ absl::StatusOr<TensorType> ParseTensorType(absl::string_view text) {
   }
   TensorType type;
   const std::optional<DType> dtype = ParseDType(text.substr(0, bracket));
-  if (!dtype) return absl::InvalidArgumentError(absl::StrCat("\"", text, "\": unknown dtype; known: f32 bf16 f16 f64 i32 u8"));
+  if (!dtype)
+    return absl::InvalidArgumentError(absl::StrCat("\"", text, "\": unknown dtype; known: f32 bf16 f16 f64 i32 u8"));
   type.dtype = *dtype;
   const absl::string_view inside = text.substr(bracket + 1, text.size() - bracket - 2);
   if (!inside.empty()) {

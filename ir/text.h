@@ -40,8 +40,8 @@ inline constexpr int64_t kMaxTextBytes = int64_t{64} << 20;
 inline constexpr int64_t kMaxNodes = 1'000'000;  // In all graphs together.
 inline constexpr int64_t kMaxInputs = 1 << 14;   // Of one graph; also the states, facts and outputs, and the graphs.
 
-// A line that starts with "//" is a comment. Errors: InvalidArgument with line number. The input is untrusted; the result
-// passed VerifyGraph or VerifyModule.
+// A line that starts with "//" is a comment. Errors: InvalidArgument with line number. The input is untrusted; the
+// result passed VerifyGraph or VerifyModule.
 absl::StatusOr<std::unique_ptr<Graph>> ParseGraph(absl::string_view text);
 absl::StatusOr<std::unique_ptr<Module>> ParseModule(absl::string_view text);
 

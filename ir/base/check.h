@@ -32,10 +32,9 @@ struct Voidify {
 }  // namespace mt::internal
 
 #ifndef CHECK
-#define CHECK(condition)                      \
-  (condition) ? (void)0                       \
-              : ::mt::internal::Voidify() &   \
-                    ::mt::internal::CheckFailure(__FILE__, __LINE__, #condition).stream()
+#define CHECK(condition) \
+  (condition) ? (void)0  \
+              : ::mt::internal::Voidify() & ::mt::internal::CheckFailure(__FILE__, __LINE__, #condition).stream()
 #define CHECK_EQ(a, b) CHECK((a) == (b))
 #define CHECK_NE(a, b) CHECK((a) != (b))
 #define CHECK_LT(a, b) CHECK((a) < (b))

@@ -92,7 +92,8 @@ absl::Status MakeFolder(const std::string& path) {
   std::error_code error;
   std::filesystem::create_directories(path, error);
   if (error || !std::filesystem::is_directory(path)) {
-    return absl::DataLossError(absl::StrCat(path, ": cannot create the folder: ", error ? error.message() : "a file is there"));
+    return absl::DataLossError(
+        absl::StrCat(path, ": cannot create the folder: ", error ? error.message() : "a file is there"));
   }
   return absl::OkStatus();
 }

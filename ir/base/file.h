@@ -11,7 +11,8 @@
 
 namespace mt {
 
-// Errors: NotFound (no such file), FailedPrecondition (a folder, unreadable), ResourceExhausted (larger than `limit_bytes`).
+// Errors: NotFound (no such file), FailedPrecondition (a folder, unreadable), ResourceExhausted (larger than
+// `limit_bytes`).
 absl::StatusOr<std::string> ReadFile(const std::string& path, int64_t limit_bytes = int64_t{1} << 32);
 
 // Writes PATH.tmp-PID, syncs it, renames it over `path` and syncs the folder; on failure nothing is left behind.

@@ -31,10 +31,10 @@ absl::Status ToStatus(const absl::StatusOr<T>& status_or) {
 #define MT_CONCAT(a, b) MT_CONCAT_INNER(a, b)
 
 #ifndef RETURN_IF_ERROR
-#define RETURN_IF_ERROR(expression)                                               \
-  do {                                                                            \
-    absl::Status mt_status = ::mt::internal::ToStatus(expression);                \
-    if (!mt_status.ok()) return mt_status;                                        \
+#define RETURN_IF_ERROR(expression)                                \
+  do {                                                             \
+    absl::Status mt_status = ::mt::internal::ToStatus(expression); \
+    if (!mt_status.ok()) return mt_status;                         \
   } while (false)
 #endif
 

@@ -18,8 +18,11 @@ struct ByteUnit {
   int64_t bytes;
 };
 // Longest suffix first: "B" ends all of them.
-constexpr ByteUnit kByteUnits[] = {
-    {"TiB", int64_t{1} << 40}, {"GiB", int64_t{1} << 30}, {"MiB", int64_t{1} << 20}, {"KiB", int64_t{1} << 10}, {"B", 1}};
+constexpr ByteUnit kByteUnits[] = {{"TiB", int64_t{1} << 40},
+                                   {"GiB", int64_t{1} << 30},
+                                   {"MiB", int64_t{1} << 20},
+                                   {"KiB", int64_t{1} << 10},
+                                   {"B", 1}};
 
 }  // namespace
 
@@ -41,8 +44,8 @@ absl::StatusOr<int64_t> ParseBytes(absl::string_view text) {
     if (digits != absl::string_view::npos && digits > 0) {
       const char letter = absl::ascii_toupper(static_cast<unsigned char>(text[digits]));
       if (absl::string_view("KMGT").find(letter) != absl::string_view::npos) {
-        hint = absl::StrCat("; did you mean ", absl::StripAsciiWhitespace(text.substr(0, digits)), std::string(1, letter),
-                            "iB?");
+        hint = absl::StrCat("; did you mean ", absl::StripAsciiWhitespace(text.substr(0, digits)),
+                            std::string(1, letter), "iB?");
       }
     }
     return absl::InvalidArgumentError(

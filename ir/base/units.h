@@ -10,8 +10,8 @@
 
 namespace mt {
 
-// "8GiB", "512 MiB", "64KiB", "1000B", "123" -> bytes. Fractions such as "1.5GiB" are allowed where they are whole bytes.
-// Errors: InvalidArgument for anything else; "8Gb" and "8G" are told to write "8GiB".
+// "8GiB", "512 MiB", "64KiB", "1000B", "123" -> bytes. Fractions such as "1.5GiB" are allowed where they are whole
+// bytes. Errors: InvalidArgument for anything else; "8Gb" and "8G" are told to write "8GiB".
 absl::StatusOr<int64_t> ParseBytes(absl::string_view text);
 
 // 8589934592 -> "8.0 GiB"; 1536 -> "1.5 KiB"; 100 -> "100 B". For people, rounded to one decimal.
