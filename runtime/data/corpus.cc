@@ -271,8 +271,14 @@ absl::StatusOr<Manifest> ReadManifest(const std::string& folder) {
 }
 
 absl::StatusOr<std::unique_ptr<CorpusReader>> CorpusReader::Open(const std::string& folder, absl::string_view split) {
+  ASSIGN_OR_RETURN(const Manifest manifest, ReadManifest(folder));
+  return OpenWith(folder, manifest, split);
+}
+
+absl::StatusOr<std::unique_ptr<CorpusReader>> CorpusReader::OpenWith(const std::string& folder, const Manifest& from,
+                                                                     absl::string_view split) {
   std::unique_ptr<CorpusReader> reader(new CorpusReader);
-  ASSIGN_OR_RETURN(reader->manifest_, ReadManifest(folder));
+  reader->manifest_ = from;
   const Manifest& manifest = reader->manifest_;
   reader->split_ = manifest.Find(split);
   if (reader->split_ == nullptr) {

@@ -75,6 +75,10 @@ class CorpusReader {
   // that names file and fact).
   static absl::StatusOr<std::unique_ptr<CorpusReader>> Open(const std::string& folder, absl::string_view split);
 
+  // As Open, of a corpus whose manifest is not written yet.
+  static absl::StatusOr<std::unique_ptr<CorpusReader>> OpenWith(const std::string& folder, const Manifest& manifest,
+                                                                absl::string_view split);
+
   const Manifest& manifest() const { return manifest_; }
   const SplitInfo& split() const { return *split_; }
   int64_t vocab_size() const { return manifest_.vocab_size; }

@@ -10,17 +10,10 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "runtime/data/corpus.h"
+#include "runtime/data/entropy.h"
+#include "runtime/data/text_source.h"
 
 namespace mt {
-
-enum class DocumentMode {
-  kAuto,       // A folder: kFile; a file or stdin: kBlankLine.
-  kFile,       // Each file is one document.
-  kBlankLine,  // Separated by lines that hold nothing but white space.
-  kLine,       // Each line that holds more than white space.
-};
-
-enum class InvalidUtf8 { kError, kReplace, kSkip };
 
 struct PrepOptions {
   std::string input;  // File, folder (all files below it, in the order of their names) or "-".
@@ -46,6 +39,11 @@ struct PrepOptions {
 // Errors: InvalidArgument (an option's value), NotFound and FailedPrecondition (the input), AlreadyExists (a corpus is
 // in `output`), DataLoss (a failed write).
 absl::StatusOr<Manifest> PrepareCorpus(const PrepOptions& options);
+
+// Reads a whole split (and so checks every block of it). `progress`, which may be empty, gets tokens done and all.
+// Errors: FailedPrecondition (damaged shard).
+absl::StatusOr<TokenStatistics> MeasureSplit(const CorpusReader& reader,
+                                             const std::function<void(int64_t, int64_t)>& progress);
 
 }  // namespace mt
 

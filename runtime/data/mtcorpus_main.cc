@@ -1,0 +1,3 @@
+#include "runtime/data/mtcorpus.h"
+
+int main(int argc, char** argv) { return mt::MtcorpusMain(argc, argv); }

@@ -1,0 +1,293 @@
+#include "runtime/data/text_source.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <system_error>
+#include <utility>
+
+#include "absl/cleanup/cleanup.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "ir/base/check.h"
+#include "ir/base/status_macros.h"
+#include "runtime/data/utf8.h"
+
+namespace mt {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr int64_t kBlockBytes = int64_t{1} << 20;
+constexpr char kByteOrderMark[] = "\xEF\xBB\xBF";
+constexpr char kReplacement[] = "\xEF\xBF\xBD";
+
+bool IsSpace(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
+
+// Unicode's White_Space.
+bool IsUnicodeSpace(int32_t c) {
+  return (c >= 0x09 && c <= 0x0D) || c == 0x20 || c == 0x85 || c == 0xA0 || c == 0x1680 ||
+         (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
+}
+
+// The last place before white space that follows text, where no word goes on; the whole size where there is none.
+size_t LastWordEnd(absl::string_view text) {
+  for (size_t i = text.size(); i-- > 1;) {
+    if (!IsSpace(text[i]) || IsSpace(text[i - 1])) continue;
+    size_t last = i - 1;
+    while (last > 0 && (static_cast<uint8_t>(text[last]) & 0xC0) == 0x80) --last;
+    if (!IsUnicodeSpace(DecodeUtf8(text.substr(last)).code_point)) return i;
+  }
+  return text.size();
+}
+
+absl::Status ReadError(absl::string_view path, absl::string_view what) {
+  const std::string message = absl::StrCat(path, ": ", what, ": ", std::strerror(errno));
+  return errno == ENOENT ? absl::NotFoundError(message) : absl::FailedPreconditionError(message);
+}
+
+// Up to `count` bytes; fewer at the end of the file.
+absl::Status ReadFully(int fd, absl::string_view path, int64_t offset, int64_t count, std::string* out) {
+  out->resize(static_cast<size_t>(count));
+  int64_t done = 0;
+  while (done < count) {
+    const ssize_t n = ::pread(fd, out->data() + done, static_cast<size_t>(count - done), offset + done);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return ReadError(path, "cannot read");
+    if (n == 0) break;
+    done += n;
+  }
+  out->resize(static_cast<size_t>(done));
+  return absl::OkStatus();
+}
+
+// Copies everything that `in` still gives to a file that has no name. Returns its descriptor.
+absl::StatusOr<int> Spool(int in, absl::string_view name, const std::string& folder) {
+  const std::string path = absl::StrCat(folder, "/input.tmp-", ::getpid());
+  const auto write_error = [&](absl::string_view what) {
+    return absl::DataLossError(absl::StrCat(path, ": ", what, ": ", std::strerror(errno)));
+  };
+  const int out = ::open(path.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+  if (out < 0) return write_error("cannot create the file");
+  ::unlink(path.c_str());
+  absl::Cleanup close = [out] { ::close(out); };
+  std::string block(static_cast<size_t>(kBlockBytes), '\0');
+  while (true) {
+    const ssize_t n = ::read(in, block.data(), block.size());
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return ReadError(name, "cannot read");
+    if (n == 0) break;
+    for (ssize_t done = 0; done < n;) {
+      const ssize_t written = ::write(out, block.data() + done, static_cast<size_t>(n - done));
+      if (written < 0 && errno == EINTR) continue;
+      if (written <= 0) return write_error("write failed");
+      done += written;
+    }
+  }
+  std::move(close).Cancel();
+  return out;
+}
+
+}  // namespace
+
+TextSource::~TextSource() {
+  if (open_ >= 0) ::close(open_);
+  if (spool_ >= 0) ::close(spool_);
+}
+
+absl::Status TextSource::AddFile(const std::string& path, const std::string& name, const std::string& output) {
+  struct stat info;
+  if (name == "-" || (::stat(path.c_str(), &info) == 0 && !S_ISREG(info.st_mode))) {
+    const int in = name == "-" ? STDIN_FILENO : ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    if (in < 0) return ReadError(path, "cannot open");
+    absl::StatusOr<int> spool = Spool(in, name == "-" ? "standard input" : path, output);
+    if (name != "-") ::close(in);
+    RETURN_IF_ERROR(spool);
+    spool_ = *spool;
+    if (::fstat(spool_, &info) != 0) return ReadError(path, "cannot read");
+  } else if (::stat(path.c_str(), &info) != 0) {
+    return ReadError(path, "cannot open");
+  }
+  files_.push_back({name == "-" ? "standard input" : path, size_bytes_, info.st_size});
+  names_.push_back(name);
+  size_bytes_ += info.st_size;
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<TextSource>> TextSource::Open(const std::string& input, const std::string& output,
+                                                             DocumentMode mode, InvalidUtf8 invalid_utf8,
+                                                             const Progress& progress) {
+  std::unique_ptr<TextSource> source(new TextSource);
+  source->invalid_utf8_ = invalid_utf8;
+  std::error_code error;
+  const bool folder = input != "-" && fs::is_directory(input, error);
+  source->mode_ = mode != DocumentMode::kAuto ? mode : folder ? DocumentMode::kFile : DocumentMode::kBlankLine;
+  if (folder) {
+    std::vector<std::string> names;
+    for (fs::recursive_directory_iterator it(input, error), end; !error && it != end; it.increment(error)) {
+      std::error_code ignored;
+      const bool hidden = absl::string_view(it->path().filename().native()).substr(0, 1) == ".";
+      if (it->is_directory(ignored)) {
+        if (hidden || fs::equivalent(it->path(), output, ignored)) it.disable_recursion_pending();
+      } else if (!hidden && it->is_regular_file(ignored)) {
+        names.push_back(it->path().lexically_relative(input).string());
+      }
+    }
+    if (error) return absl::FailedPreconditionError(absl::StrCat(input, ": cannot list the folder: ", error.message()));
+    if (names.empty()) return absl::FailedPreconditionError(absl::StrCat(input, ": the folder has no files"));
+    std::sort(names.begin(), names.end());
+    for (const std::string& name : names) {
+      RETURN_IF_ERROR(source->AddFile((fs::path(input) / name).string(), name, output));
+    }
+  } else {
+    RETURN_IF_ERROR(source->AddFile(input, input == "-" ? "-" : fs::path(input).filename().string(), output));
+  }
+  int64_t done_bytes = 0;
+  for (size_t file = 0; file < source->files_.size(); ++file) {
+    RETURN_IF_ERROR(source->Scan(file, &done_bytes, progress));
+  }
+  if (source->starts_.empty()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(input == "-" ? "standard input" : input, ": has no text (", source->size_bytes_, " bytes)"));
+  }
+  return source;
+}
+
+absl::StatusOr<int> TextSource::Descriptor(size_t file) {
+  if (spool_ >= 0) return spool_;
+  if (open_ >= 0 && open_file_ == file) return open_;
+  if (open_ >= 0) ::close(open_);
+  open_ = ::open(files_[file].path.c_str(), O_RDONLY | O_CLOEXEC);
+  open_file_ = file;
+  if (open_ < 0) return ReadError(files_[file].path, "cannot open");
+  return open_;
+}
+
+// Exactly `count` bytes.
+absl::Status TextSource::ReadAt(size_t file, int64_t offset, int64_t count, std::string* out) {
+  ASSIGN_OR_RETURN(const int fd, Descriptor(file));
+  RETURN_IF_ERROR(ReadFully(fd, files_[file].path, offset, count, out));
+  if (static_cast<int64_t>(out->size()) == count) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrCat(files_[file].path, ": became shorter while it was read; do not write to it during mtcorpus prep"));
+}
+
+absl::Status TextSource::Scan(size_t file, int64_t* done_bytes, const Progress& progress) {
+  const File& info = files_[file];
+  enum class State {
+    kBetween,
+    kBlankSoFar,
+    kInText
+  };  // Before a document; in a line without text yet; in a line with.
+  State state = State::kBetween;
+  bool in_document = false;
+  int64_t line_start = 0;
+  std::string block;
+  std::string rest;  // Of the last block: the start of a character that it cut.
+  for (int64_t offset = 0; offset < info.size_bytes;) {
+    const int64_t count = std::min(kBlockBytes, info.size_bytes - offset);
+    RETURN_IF_ERROR(ReadAt(file, offset, count, &block));
+    int64_t first = 0;
+    if (offset == 0 && absl::string_view(block).substr(0, 3) == kByteOrderMark) first = 3;
+    if (offset == 0) line_start = first;
+
+    rest += block;
+    absl::string_view text = rest;
+    const int64_t text_offset = offset + count - static_cast<int64_t>(rest.size());
+    while (!text.empty()) {
+      text.remove_prefix(static_cast<size_t>(ValidUtf8Prefix(text)));
+      if (text.empty()) break;
+      const Utf8Char bad = DecodeUtf8(text);
+      if (bad.truncated && offset + count < info.size_bytes) break;
+      if (invalid_utf8_ == InvalidUtf8::kError) {
+        const int64_t at = text_offset + (text.data() - rest.data());
+        return absl::FailedPreconditionError(absl::StrFormat(
+            "%s: byte %d (0x%02x) is not UTF-8; convert the file, or use --invalid-utf8=replace or --invalid-utf8=skip",
+            info.path, at, static_cast<uint8_t>(text[0])));
+      }
+      ++invalid_parts_;
+      text.remove_prefix(static_cast<size_t>(bad.size_bytes));
+    }
+    rest = std::string(text);
+
+    for (int64_t i = first; i < count; ++i) {
+      const char c = block[static_cast<size_t>(i)];
+      if (c == '\n') {
+        const bool ends =
+            mode_ == DocumentMode::kLine || (mode_ == DocumentMode::kBlankLine && state != State::kInText);
+        if (ends) in_document = false;
+        state = State::kBlankSoFar;
+        line_start = offset + i + 1;
+      } else if (state != State::kInText && !IsSpace(c)) {
+        state = State::kInText;
+        if (!in_document) {
+          starts_.push_back(info.start + (mode_ == DocumentMode::kFile ? 0 : line_start));
+          in_document = true;
+        }
+      }
+    }
+    offset += count;
+    *done_bytes += count;
+    if (progress) progress(*done_bytes, size_bytes_);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status TextSource::ReadDocument(int64_t document, const std::function<absl::Status(absl::string_view)>& sink) {
+  const int64_t start = starts_[static_cast<size_t>(document)];
+  const auto after = std::upper_bound(files_.begin(), files_.end(), start,
+                                      [](int64_t at, const File& file) { return at < file.start; });
+  const size_t file = static_cast<size_t>(after - files_.begin() - 1);
+  const int64_t file_start = files_[file].start;
+  int64_t end = files_[file].size_bytes;
+  if (document + 1 < num_documents()) end = std::min(end, starts_[static_cast<size_t>(document) + 1] - file_start);
+  int64_t at = start - file_start;
+  std::string block;
+  if (mode_ != DocumentMode::kFile) {
+    while (end > at) {  // White space at the end: blank lines, the newline.
+      const int64_t count = std::min(end - at, int64_t{4096});
+      RETURN_IF_ERROR(ReadAt(file, end - count, count, &block));
+      int64_t keep = count;
+      while (keep > 0 && IsSpace(block[static_cast<size_t>(keep - 1)])) --keep;
+      end -= count - keep;
+      if (keep > 0) break;
+    }
+  }
+  std::string text;     // Not yet handed on.
+  std::string pending;  // Read, but the start of a character that the block cut.
+  while (at < end) {
+    const int64_t count = std::min(kBlockBytes, end - at);
+    RETURN_IF_ERROR(ReadAt(file, at, count, &block));
+    if (at == 0 && absl::string_view(block).substr(0, 3) == kByteOrderMark) block.erase(0, 3);
+    at += count;
+    pending += block;
+    absl::string_view left = pending;
+    while (!left.empty()) {
+      const size_t valid = static_cast<size_t>(ValidUtf8Prefix(left));
+      text.append(left.data(), valid);
+      left.remove_prefix(valid);
+      if (left.empty()) break;
+      const Utf8Char bad = DecodeUtf8(left);
+      if (bad.truncated && at < end) break;
+      if (invalid_utf8_ == InvalidUtf8::kError) {
+        return absl::FailedPreconditionError(
+            absl::StrCat(files_[file].path, ": changed while it was read; do not write to it during mtcorpus prep"));
+      }
+      if (invalid_utf8_ == InvalidUtf8::kReplace) text += kReplacement;
+      left.remove_prefix(static_cast<size_t>(bad.size_bytes));
+    }
+    pending = std::string(left);
+    if (at == end) break;
+    const size_t cut = LastWordEnd(text);
+    RETURN_IF_ERROR(sink(absl::string_view(text).substr(0, cut)));
+    text.erase(0, cut);
+  }
+  return text.empty() ? absl::OkStatus() : sink(text);
+}
+
+}  // namespace mt

@@ -1,0 +1,79 @@
+// The text that a corpus is made from: files, where their documents start, and their clean bytes, in bounded memory.
+#ifndef MT_RUNTIME_DATA_TEXT_SOURCE_H_
+#define MT_RUNTIME_DATA_TEXT_SOURCE_H_
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+
+namespace mt {
+
+enum class DocumentMode {
+  kAuto,       // A folder: kFile; a file or stdin: kBlankLine.
+  kFile,       // Each file is one document.
+  kBlankLine,  // Separated by lines that hold nothing but white space.
+  kLine,       // Each line that holds more than white space.
+};
+
+enum class InvalidUtf8 { kError, kReplace, kSkip };
+
+class TextSource {
+ public:
+  // Called with bytes done and all bytes.
+  using Progress = std::function<void(int64_t, int64_t)>;
+
+  // `input`: a file, a folder (all files below it by name; hidden ones and those in `output` left out) or "-" (standard
+  // input; it and whatever is not a regular file is spooled to an unlinked file in `output`). Reads everything once.
+  // Errors: NotFound, FailedPrecondition (unreadable, no text, invalid UTF-8: names file and byte offset), DataLoss
+  // (the spool).
+  static absl::StatusOr<std::unique_ptr<TextSource>> Open(const std::string& input, const std::string& output,
+                                                          DocumentMode mode, InvalidUtf8 invalid_utf8,
+                                                          const Progress& progress);
+  ~TextSource();
+  TextSource(const TextSource&) = delete;
+  TextSource& operator=(const TextSource&) = delete;
+
+  DocumentMode mode() const { return mode_; }  // Never kAuto.
+  const std::vector<std::string>& names() const { return names_; }
+  int64_t num_documents() const { return static_cast<int64_t>(starts_.size()); }
+  int64_t size_bytes() const { return size_bytes_; }
+  int64_t invalid_parts() const { return invalid_parts_; }  // Replaced or skipped.
+
+  // Hands one document to `sink` in parts of valid UTF-8 of about 1 MiB at most, cut before white space where there is
+  // some, so that a word is never cut. Blank-line and line documents have no white space at their end.
+  // Errors: FailedPrecondition (the file was changed meanwhile), and those of `sink`.
+  absl::Status ReadDocument(int64_t document, const std::function<absl::Status(absl::string_view)>& sink);
+
+ private:
+  struct File {
+    std::string path;
+    int64_t start;  // Of its first byte in the run of all files.
+    int64_t size_bytes;
+  };
+  TextSource() = default;
+  absl::Status AddFile(const std::string& path, const std::string& name, const std::string& output);
+  absl::Status Scan(size_t file, int64_t* done_bytes, const Progress& progress);
+  absl::Status ReadAt(size_t file, int64_t offset, int64_t count, std::string* out);
+  absl::StatusOr<int> Descriptor(size_t file);
+
+  DocumentMode mode_ = DocumentMode::kAuto;
+  InvalidUtf8 invalid_utf8_ = InvalidUtf8::kError;
+  std::vector<std::string> names_;
+  std::vector<File> files_;
+  std::vector<int64_t> starts_;  // Of the documents, in the run of all files.
+  int64_t size_bytes_ = 0;
+  int64_t invalid_parts_ = 0;
+  int spool_ = -1;  // The one file's descriptor where it was spooled.
+  int open_ = -1;   // The file read last.
+  size_t open_file_ = 0;
+};
+
+}  // namespace mt
+
+#endif  // MT_RUNTIME_DATA_TEXT_SOURCE_H_
