@@ -32,14 +32,15 @@ struct PassContext {
   std::string dump_dir;  // Empty: no dumps.
 };
 
-// One option of a pass, "remat:budget=8GiB". Every kind of attribute but int lists, whose commas the pipeline text uses.
+// One option of a pass, "remat:budget=8GiB". Every kind of attribute but int lists, whose commas the pipeline text
+// uses.
 struct PassOption {
   absl::string_view name;
   AttrKind kind;
   absl::string_view doc;
-  absl::string_view default_text = "";  // As typed in --passes. Empty: required.
-  bool is_bytes = false;                // kInt: "8GiB".
-  absl::string_view choices = "";       // kString: "a|b|c".
+  absl::string_view default_text = "";                    // As typed in --passes. Empty: required.
+  bool is_bytes = false;                                  // kInt: "8GiB".
+  absl::string_view choices = "";                         // kString: "a|b|c".
   double min = -std::numeric_limits<double>::infinity();  // kInt, kDouble: smallest allowed.
 };
 
@@ -52,9 +53,9 @@ struct PassDef {
   absl::Span<const PassOption> options = {};
   Stage requires_stage = Stage::kForward;  // Of the train graph, before and after.
   Stage provides_stage = Stage::kForward;
-  bool any_stage = false;                  // Runs at every stage and keeps it; the two above say nothing.
-  absl::string_view source = "";                           // Paper or origin.
-  double tolerance = 0;                                    // How far results may move, relative; 0: bitwise equal.
+  bool any_stage = false;         // Runs at every stage and keeps it; the two above say nothing.
+  absl::string_view source = "";  // Paper or origin.
+  double tolerance = 0;           // How far results may move, relative; 0: bitwise equal.
   absl::Span<const absl::string_view> also_known_as = {};  // For did-you-mean: "gradient_checkpointing".
   bool always_on = false;                                  // Runs in every pipeline and cannot be named in --passes.
   PassFn run = nullptr;

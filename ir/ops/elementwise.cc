@@ -37,6 +37,9 @@ constexpr int kAllOfOptimizer[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11};
 
 constexpr AttrSpec kScaleAttrs[] = {{"factor", AttrKind::kDouble, "what x is multiplied by, rounded to f32"}};
 constexpr AttrSpec kCastAttrs[] = {{"to", AttrKind::kDType, "dtype of the result, floating point"}};
+constexpr AttrSpec kFillAttrs[] = {{"dims", AttrKind::kIntList, "dimensions of the result"},
+                                   {"value", AttrKind::kDouble, "every element, rounded to f32"},
+                                   {"dtype", AttrKind::kDType, "dtype of the result, floating point", "f32"}};
 constexpr AttrSpec kDropoutAttrs[] = {
     {"rate", AttrKind::kDouble, "probability with which an element is dropped, in [0, 1)"},
     {"key", AttrKind::kInt, "the place in the model: which random numbers are drawn, in [0, 2^32)"}};
@@ -80,6 +83,16 @@ absl::StatusOr<std::vector<TensorType>> InferCast(absl::Span<const TensorType> o
     return absl::InvalidArgumentError(absl::StrCat("attribute to is ", DTypeName(to), "; it must be floating point"));
   }
   return std::vector<TensorType>{{to, operands[0].dims}};
+}
+
+absl::StatusOr<std::vector<TensorType>> InferFill(absl::Span<const TensorType>, const Attrs& attrs) {
+  const IntList& dims = attrs.Get<IntList>("dims");
+  const DType dtype = attrs.Get<DType>("dtype");
+  if (!IsFloat(dtype) || !std::isfinite(attrs.Double("value"))) {
+    return absl::InvalidArgumentError(absl::StrCat("attributes dtype and value are ", DTypeName(dtype), " and ",
+                                                   attrs.Double("value"), "; they must be floating point and finite"));
+  }
+  return std::vector<TensorType>{{dtype, Dims(dims.begin(), dims.end())}};
 }
 
 absl::StatusOr<std::vector<TensorType>> InferDropout(absl::Span<const TensorType> operands, const Attrs& attrs) {
@@ -305,6 +318,22 @@ std::vector<OpDef> MakeRows() {
        .infer = InferCast,
        .expr = [](const Attrs&) { return std::vector<Expr>{X()}; },
        .samples = CastSamples,
+       .tolerance = kArithmetic},
+      {.name = "fill",
+       .summary = "y = value everywhere",
+       .operands = {},
+       .results = kY,
+       .attrs = kFillAttrs,
+       .infer = InferFill,
+       .expr = [](const Attrs& attrs) { return std::vector<Expr>{attrs.Double("value")}; },
+       .samples =
+           [] {
+             return std::vector<OpSample>{
+                 {.operands = {}, .attrs = {{"dims", IntList{}}, {"value", 1.0}}},
+                 {.operands = {}, .attrs = {{"dims", IntList{3, 33}}, {"value", -0.1}, {"dtype", DType::kBF16}}}};
+           },
+       .remat = RematPolicy::kMustRecompute,
+       .autocast = Autocast::kNever,
        .tolerance = kArithmetic},
       Unary("gelu", "y = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))", GeluTanh, kFunction),
       Unary("gelu_erf", "y = x/2 (1 + erf(x / sqrt 2))", GeluErf, kFunction),

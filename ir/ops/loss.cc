@@ -22,7 +22,9 @@ absl::StatusOr<std::vector<TensorType>> InferLoss(absl::Span<const TensorType> o
 }
 
 absl::Status GradLoss(GradContext& c) {
-  RETURN_IF_ERROR(OnlyResult0HasGradient(c));
+  // The count does not depend on the logits; nobody but the backward op reads lse.
+  if (c.result_grads[2]) return OnlyResult0HasGradient(c);
+  if (!c.result_grads[0]) return absl::OkStatus();
   c.operand_grads[0] = c.builder.Op("softmax_cross_entropy_backward",
                                     {c.result_grads[0], c.node.operands()[0], c.node.operands()[1], c.node.result(2)},
                                     {}, c.node.name());

@@ -1,0 +1,46 @@
+#include "passes/registry.h"
+
+#include "absl/algorithm/container.h"
+
+namespace mt {
+namespace {
+
+// DCE runs after every pass as well. CSE and canonicalize see the module as built and, again, with its gradients.
+constexpr const PassDef* kOrder[] = {
+    &kDcePass,       &kCanonicalizePass, &kCsePass,  // As built.
+    &kAutodiffPass,  &kCanonicalizePass, &kCsePass,  // With gradients.
+    &kOptimizerPass,
+};
+
+constexpr NamedPipeline kNamed[] = {
+    {.name = "default", .target = "", .text = "", .summary = "The best known for the target."},
+    {.name = "none", .target = "", .text = "", .summary = "The written-out graph in f32."},
+};
+
+constexpr PassRegistry kPasses = {.order = kOrder, .named = kNamed};
+
+}  // namespace
+
+const PassDef* PassRegistry::Find(absl::string_view name) const {
+  const auto at = absl::c_find_if(order, [&](const PassDef* pass) { return pass->name == name; });
+  return at == order.end() ? nullptr : *at;
+}
+
+const NamedPipeline* PassRegistry::FindNamed(absl::string_view name, absl::string_view target) const {
+  const auto at = absl::c_find_if(named, [&](const NamedPipeline& pipeline) {
+    return pipeline.name == name && (pipeline.target.empty() || pipeline.target == target);
+  });
+  return at == named.end() ? nullptr : &*at;
+}
+
+std::vector<const PassDef*> PassRegistry::Unique() const {
+  std::vector<const PassDef*> unique;
+  for (const PassDef* pass : order) {
+    if (!absl::c_linear_search(unique, pass)) unique.push_back(pass);
+  }
+  return unique;
+}
+
+const PassRegistry& Passes() { return kPasses; }
+
+}  // namespace mt
