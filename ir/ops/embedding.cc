@@ -42,9 +42,12 @@ void ReferenceEmbedding(absl::Span<const HostTensor<T>* const> operands, absl::S
   }
 }
 
-// The rows that ids name are read, not the table; the order is for the gradient alone.
+// The rows that ids name are read, each once; the order is for the gradient alone.
 Cost CostEmbedding(absl::Span<const TensorType> operands, absl::Span<const TensorType> results, const Attrs&) {
-  return {.bytes_read = results[0].byte_size() + operands[1].byte_size(), .bytes_written = results[0].byte_size()};
+  const TensorType &table = operands[0], &ids = operands[1];
+  const int64_t rows = std::min(table.dim(0), ids.num_elements());
+  return {.bytes_read = rows * table.dim(1) * ByteSize(table.dtype) + ids.byte_size(),
+          .bytes_written = results[0].byte_size()};
 }
 
 SampleOperand OrderOf(int64_t operand, int64_t n) {

@@ -1,0 +1,350 @@
+// Every row of the op table × its samples: types, reference, gradient, cost, round trips, and every backend's kernel.
+// A new op is tested by being in the table.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "absl/algorithm/container.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "ir/builder.h"
+#include "ir/evaluator.h"
+#include "ir/graph.h"
+#include "ir/graph_io.h"
+#include "ir/op.h"
+#include "ir/text.h"
+#include "tests/test_util.h"
+
+namespace mt {
+namespace {
+
+// A sample with its types inferred and its operands filled.
+struct Prepared {
+  const OpDef* op;
+  Attrs attrs;
+  std::vector<TensorType> operand_types, result_types;
+  std::vector<HostTensor<double>> operands;
+  std::string what;  // For messages: "softmax #2 (f32[2,3]) {causal=true}".
+
+  std::vector<const HostTensor<double>*> OperandPointers() const {
+    std::vector<const HostTensor<double>*> pointers;
+    for (const HostTensor<double>& operand : operands) pointers.push_back(&operand);
+    return pointers;
+  }
+};
+
+std::vector<Prepared> PrepareSamples(const OpDef& op) {
+  std::vector<Prepared> all;
+  if (op.samples == nullptr) return all;
+  for (const OpSample& sample : op.samples()) {
+    Prepared p{.op = &op, .attrs = sample.attrs, .operand_types = {}, .result_types = {}, .operands = {}, .what = {}};
+    for (const SampleOperand& operand : sample.operands) {
+      const uint64_t seed = 1000 * all.size() + p.operands.size() + 1;
+      p.operand_types.push_back(operand.type);
+      p.operands.push_back(FillSample<double>(operand, p.operands, seed));
+    }
+    p.what =
+        absl::StrCat(op.name, " #", all.size(), " (",
+                     absl::StrJoin(p.operand_types, ", ",
+                                   [](std::string* out, const TensorType& t) { absl::StrAppend(out, t.ToString()); }),
+                     ") ", AttrsToString(op.attrs, sample.attrs));
+    absl::StatusOr<std::vector<TensorType>> types = InferTypes(op, p.operand_types, p.attrs);
+    EXPECT_OK(types) << p.what;
+    if (!types.ok()) continue;
+    p.result_types = *types;
+    all.push_back(std::move(p));
+  }
+  return all;
+}
+
+double LargestMagnitude(const std::vector<double>& values) {
+  double largest = 0;
+  for (const double v : values) largest = std::max(largest, std::abs(v));
+  return largest;
+}
+
+// The sample as a graph: inputs x0..., one node, every result an output y0....
+std::unique_ptr<Graph> OneNodeGraph(const Prepared& p) {
+  auto graph = std::make_unique<Graph>("g");
+  Builder builder(*graph);
+  std::vector<Value> operands;
+  for (size_t i = 0; i < p.operand_types.size(); ++i) {
+    operands.push_back(builder.Input(absl::StrCat("x", i), p.operand_types[i], Role::kData));
+  }
+  const std::vector<Value> results = builder.Ops(p.op->name, operands, p.attrs, "node");
+  EXPECT_OK(builder.status()) << p.what;
+  for (size_t i = 0; i < results.size(); ++i) graph->AddOutput(results[i], absl::StrCat("y", i));
+  return graph;
+}
+
+class OpConformance : public ::testing::TestWithParam<const OpDef*> {
+ protected:
+  const OpDef& op() const { return *GetParam(); }
+};
+
+TEST_P(OpConformance, RowIsComplete) {
+  EXPECT_FALSE(op().summary.empty());
+  EXPECT_TRUE(op().infer != nullptr);
+  EXPECT_FALSE(op().results.empty());
+  EXPECT_EQ(FindOp(op().name), &op());
+  if (op().effect == Effect::kNone) {
+    EXPECT_TRUE(op().is_element_wise() || (op().reference.f32 != nullptr && op().reference.f64 != nullptr));
+    EXPECT_TRUE(op().samples != nullptr && !op().samples().empty());
+  }
+  EXPECT_FALSE(op().is_element_wise() && (op().grad != nullptr || op().reference.f64 != nullptr))
+      << "an element-wise row is its expression";
+  for (const AttrSpec& attr : op().attrs) {
+    EXPECT_FALSE(attr.doc.empty()) << attr.name;
+    if (!attr.default_text.empty()) {
+      EXPECT_OK(ParseAttrValue(attr.kind, attr.default_text)) << attr.name;
+    }
+  }
+  const bool takes_accumulator = absl::c_linear_search(op().operands, "accumulator?");
+  EXPECT_EQ(op().has_accumulator, takes_accumulator);
+}
+
+// The reference writes every element of every result, the two instances agree, and storage is what infer says.
+TEST_P(OpConformance, ReferenceFillsWhatInferSays) {
+  for (const Prepared& p : PrepareSamples(op())) {
+    SCOPED_TRACE(p.what);
+    ASSERT_EQ(p.result_types.size(), op().results.size());
+    std::vector<HostTensor<float>> operands32;
+    std::vector<const HostTensor<float>*> pointers32;
+    for (const HostTensor<double>& operand : p.operands) {
+      operands32.push_back({operand.type, {operand.values.begin(), operand.values.end()}, operand.ints});
+    }
+    for (const HostTensor<float>& operand : operands32) pointers32.push_back(&operand);
+    ASSERT_OK_AND_ASSIGN(const auto results,
+                         EvaluateOp<double>(op(), p.attrs, p.OperandPointers(), p.result_types, /*round=*/false));
+    ASSERT_OK_AND_ASSIGN(const auto results32,
+                         EvaluateOp<float>(op(), p.attrs, pointers32, p.result_types, /*round=*/false));
+    ASSERT_EQ(results.size(), p.result_types.size());
+    for (size_t r = 0; r < results.size(); ++r) {
+      EXPECT_EQ(results[r].type, p.result_types[r]);
+      const size_t n = static_cast<size_t>(p.result_types[r].num_elements());
+      ASSERT_EQ(results[r].values.size() + results[r].ints.size(), n);
+      EXPECT_EQ(results[r].ints, results32[r].ints);
+      const double allowed = std::max(op().tolerance, 1e-6) * LargestMagnitude(results[r].values);
+      for (size_t i = 0; i < results[r].values.size(); ++i) {
+        ASSERT_NEAR(results[r].values[i], results32[r].values[i], allowed) << "result " << r << " element " << i;
+      }
+    }
+    if (op().reference.f64 == nullptr) continue;
+    std::vector<HostTensor<double>> poisoned;
+    for (const TensorType& type : p.result_types) {
+      poisoned.push_back(MakeHostTensor<double>(type));
+      absl::c_fill(poisoned.back().values, std::numeric_limits<double>::quiet_NaN());
+      absl::c_fill(poisoned.back().ints, -0x5A5A5A5A);
+    }
+    std::vector<HostTensor<double>*> pointers;
+    for (HostTensor<double>& result : poisoned) pointers.push_back(&result);
+    op().reference.f64(p.attrs, p.OperandPointers(), absl::MakeSpan(pointers));
+    for (size_t r = 0; r < results.size(); ++r) {
+      EXPECT_EQ(poisoned[r].values, results[r].values) << "result " << r;
+      EXPECT_EQ(poisoned[r].ints, results[r].ints) << "result " << r;
+    }
+  }
+}
+
+// Rows that read only a part of an operand; all others read and write exactly their operands and results.
+const std::set<absl::string_view> kPartialReaders = {"embedding", "embedding_backward", "slice", "softmax",
+                                                     "softmax_backward"};
+
+TEST_P(OpConformance, CostCountsOperandsAndResults) {
+  for (const Prepared& p : PrepareSamples(op())) {
+    SCOPED_TRACE(p.what);
+    int64_t operand_bytes = 0, result_bytes = 0;
+    for (const TensorType& type : p.operand_types) operand_bytes += type.byte_size();
+    for (const TensorType& type : p.result_types) result_bytes += type.byte_size();
+    const Cost cost = CostOf(op(), p.operand_types, p.result_types, p.attrs);
+    EXPECT_GE(cost.flops, 0);
+    if (op().is_view) {
+      EXPECT_EQ(cost.bytes_read + cost.bytes_written + cost.flops, 0);
+    } else if (kPartialReaders.contains(op().name)) {
+      EXPECT_LE(cost.bytes_read, operand_bytes);
+      EXPECT_LE(cost.bytes_written, result_bytes);
+      EXPECT_GT(cost.bytes_read, 0);
+      EXPECT_GT(cost.bytes_written, 0);
+    } else {
+      EXPECT_EQ(cost.bytes_read, operand_bytes);
+      EXPECT_EQ(cost.bytes_written, result_bytes);
+    }
+  }
+}
+
+TEST_P(OpConformance, InPlacePairsFit) {
+  for (const Prepared& p : PrepareSamples(op())) {
+    SCOPED_TRACE(p.what);
+    for (const auto& [result, operand] : InPlacePairs(op(), p.operand_types, p.result_types, p.attrs)) {
+      ASSERT_TRUE(result >= 0 && result < static_cast<int>(p.result_types.size()));
+      ASSERT_TRUE(operand >= 0 && operand < static_cast<int>(p.operand_types.size()));
+      EXPECT_EQ(p.result_types[static_cast<size_t>(result)], p.operand_types[static_cast<size_t>(operand)]);
+    }
+  }
+}
+
+TEST_P(OpConformance, TextAndProtoRoundTrip) {
+  for (const Prepared& p : PrepareSamples(op())) {
+    SCOPED_TRACE(p.what);
+    std::unique_ptr<Graph> graph = OneNodeGraph(p);
+    const std::string text = Print(*graph);
+    ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Graph> parsed, ParseGraph(text));
+    EXPECT_EQ(Print(*parsed), text);
+    EXPECT_EQ(parsed->Fingerprint(), graph->Fingerprint());
+    Module module("m");
+    module.AddGraph(std::move(graph));
+    ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Module> read, ModuleFromProto(ToProto(module)));
+    EXPECT_EQ(Print(*read), Print(module));
+    EXPECT_EQ(Print(*read->FindGraph("g")), text);
+  }
+}
+
+// Gradients.
+
+// Adds the backward of `node` for gradients dys; one value an operand, invalid: zero. Unimplemented: not
+// differentiable.
+absl::StatusOr<std::vector<Value>> AddBackward(Builder& builder, const Node& node, absl::Span<const Value> dys) {
+  const OpDef& op = node.op();
+  std::vector<bool> wants;
+  for (size_t i = 0; i < node.operands().size(); ++i) {
+    wants.push_back(IsFloat(node.operands()[i].type().dtype) &&
+                    !absl::c_linear_search(op.no_grad_operands, static_cast<int>(i)));
+  }
+  std::vector<Value> grads(wants.size());
+  if (op.grad != nullptr) {
+    GradContext context{.builder = builder, .node = node, .result_grads = dys, .wants = wants, .operand_grads = grads};
+    RETURN_IF_ERROR(op.grad(context));
+    RETURN_IF_ERROR(builder.status());
+    return grads;
+  }
+  for (size_t i = 0; i < wants.size(); ++i) {
+    const DerivedOp* derived = wants[i] ? FindDerivative(op, static_cast<int>(i)) : nullptr;
+    if (derived == nullptr) continue;
+    Value g = dys[0];
+    if (!derived->is_identity) {
+      std::vector<Value> operands = {g};
+      for (const int operand : derived->operands_read)
+        operands.push_back(node.operands()[static_cast<size_t>(operand)]);
+      g = builder.Op(derived->op->name, operands, node.attrs());
+    }
+    grads[i] = builder.SumTo(g, node.operands()[i].type().dims);
+  }
+  RETURN_IF_ERROR(builder.status());
+  return grads;
+}
+
+bool IsDifferentiable(const OpDef& op) {
+  if (op.grad != nullptr) return true;
+  for (size_t i = 0; i < op.operands.size(); ++i) {
+    if (op.is_element_wise() && FindDerivative(op, static_cast<int>(i)) != nullptr) return true;
+  }
+  return false;
+}
+
+std::vector<const OpDef*> DifferentiableOps() {
+  std::vector<const OpDef*> ops;
+  for (const OpDef* op : AllOps()) {
+    if (IsDifferentiable(*op)) ops.push_back(op);
+  }
+  return ops;
+}
+
+class OpGradient : public OpConformance {};
+
+TEST_P(OpGradient, IsCentralDifference) {
+  int64_t checked = 0;
+  for (const Prepared& p : PrepareSamples(op())) {
+    SCOPED_TRACE(p.what);
+    const bool all_f32 = absl::c_all_of(
+        p.operand_types, [](const TensorType& t) { return !IsFloat(t.dtype) || t.dtype == DType::kF32; });
+    if (!all_f32) continue;
+    for (size_t r = 0; r < p.result_types.size(); ++r) {
+      if (!IsFloat(p.result_types[r].dtype)) continue;
+      SCOPED_TRACE(absl::StrCat("gradient of result ", r));
+      Graph graph("g");
+      Builder builder(graph);
+      std::vector<Value> operands;
+      std::map<std::string, HostTensor<double>> inputs;
+      for (size_t i = 0; i < p.operands.size(); ++i) {
+        const std::string name = absl::StrCat("x", i);
+        operands.push_back(builder.Input(name, p.operand_types[i], Role::kData));
+        inputs[name] = p.operands[i];
+      }
+      const std::vector<Value> results = builder.Ops(op().name, operands, p.attrs, "node");
+      ASSERT_OK(builder.status());
+      std::vector<Value> dys(results.size());
+      dys[r] = builder.Input("dy", p.result_types[r], Role::kData);
+      const HostTensor<double> dy = FillSample<double>({.type = p.result_types[r]}, {}, 77 + r);
+      inputs["dy"] = dy;
+      const absl::StatusOr<std::vector<Value>> grads = AddBackward(builder, *results[0].node, dys);
+      if (r > 0 && absl::IsUnimplemented(grads.status())) continue;  // A statistic; result 0 must have a gradient.
+      ASSERT_OK(grads);
+      for (size_t i = 0; i < grads->size(); ++i) {
+        if (!(*grads)[i]) continue;
+        EXPECT_EQ((*grads)[i].type().dims, p.operand_types[i].dims) << "operand " << i;
+        graph.AddOutput((*grads)[i], absl::StrCat("g", i));
+      }
+      ASSERT_OK_AND_ASSIGN(const auto outputs, EvaluateGraph<double>(graph, inputs, /*round=*/false));
+
+      // sum(dy * result r) with operand `i` moved by `step` along `direction`.
+      std::vector<HostTensor<double>> moved = p.operands;
+      const auto loss = [&](size_t i, const std::vector<double>& direction, double step) {
+        for (size_t k = 0; k < direction.size(); ++k) {
+          moved[i].values[k] = p.operands[i].values[k] + step * direction[k];
+        }
+        std::vector<const HostTensor<double>*> pointers;
+        for (const HostTensor<double>& operand : moved) pointers.push_back(&operand);
+        const auto y = EvaluateOp<double>(op(), p.attrs, pointers, p.result_types, /*round=*/false);
+        CHECK(y.ok()) << y.status();
+        moved[i].values = p.operands[i].values;
+        double sum = 0;
+        for (size_t k = 0; k < dy.values.size(); ++k) sum += dy.values[k] * (*y)[r].values[k];
+        return sum;
+      };
+      for (size_t i = 0; i < grads->size(); ++i) {
+        if (!IsFloat(p.operand_types[i].dtype)) continue;
+        if (absl::c_linear_search(op().no_grad_operands, static_cast<int>(i))) continue;
+        const size_t n = p.operands[i].values.size();
+        const auto at = outputs.find(absl::StrCat("g", i));
+        const std::vector<double> grad = at == outputs.end() ? std::vector<double>(n, 0.0) : at->second.values;
+        ASSERT_EQ(grad.size(), n);
+        // Two random directions see every element, single elements see each other's place.
+        for (size_t trial = 0; trial < 2 + std::min<size_t>(n, 12); ++trial) {
+          std::vector<double> direction(n, 0.0);
+          if (trial < 2) {
+            direction = FillSample<double>({.type = p.operand_types[i]}, {}, 500 + trial).values;
+          } else {
+            direction[(trial - 2) * n / std::min<size_t>(n, 12)] = 1.0;
+          }
+          double analytic = 0;
+          for (size_t k = 0; k < n; ++k) analytic += grad[k] * direction[k];
+          constexpr double kStep = 1e-5;
+          const double numeric = (loss(i, direction, kStep) - loss(i, direction, -kStep)) / (2 * kStep);
+          const double allowed = 2e-6 * std::max(1.0, std::abs(numeric));
+          EXPECT_NEAR(analytic, numeric, allowed) << "operand " << i << " trial " << trial;
+          ++checked;
+        }
+      }
+    }
+  }
+  EXPECT_GT(checked, 0) << "no f32 sample";
+}
+
+std::string TestName(const ::testing::TestParamInfo<const OpDef*>& info) {
+  std::string name(info.param->name);
+  absl::c_replace(name, '.', '_');
+  return name;
+}
+
+INSTANTIATE_TEST_SUITE_P(Rows, OpConformance, ::testing::ValuesIn(AllOps().begin(), AllOps().end()), TestName);
+INSTANTIATE_TEST_SUITE_P(Rows, OpGradient, ::testing::ValuesIn(DifferentiableOps()), TestName);
+
+}  // namespace
+}  // namespace mt
