@@ -5,11 +5,18 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <string>
 
 namespace mt {
 
 // The number of CPUs this process may use: affinity mask and cgroup quota (v1 and v2), at least 1.
 int AvailableCpus();
+
+namespace internal {
+// The cgroup's part of AvailableCpus, rounded up to whole CPUs: the least quota of this process's group and those above
+// it, the largest int where there is none. `root` is put before /proc and /sys.
+int CgroupCpus(const std::string& root);
+}  // namespace internal
 
 // A fixed set of threads that wait passively (no spinning past a few microseconds) and are pinned to nothing.
 class ThreadPool {
