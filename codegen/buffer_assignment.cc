@@ -1,0 +1,279 @@
+#include "codegen/buffer_assignment.h"
+
+#include <algorithm>
+#include <chrono>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/strings/str_cat.h"
+#include "codegen/plan/plan.h"
+#include "codegen/schedule.h"
+#include "ir/base/check.h"
+#include "ir/base/status_macros.h"
+#include "ir/cost.h"
+#include "ir/graph_io.h"
+
+namespace mt {
+namespace {
+
+size_t At(int64_t i) { return static_cast<size_t>(i); }
+
+class Stopwatch {
+ public:
+  // Seconds since the last call or the start.
+  double Lap() {
+    const auto now = std::chrono::steady_clock::now();
+    const double seconds = std::chrono::duration<double>(now - start_).count();
+    start_ = now;
+    return seconds;
+  }
+
+ private:
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
+
+std::string ValueName(const Value& value) {
+  if (value.node->num_results() == 1) return value.node->name();
+  return absl::StrCat(value.node->name(), ".", value.node->op().results[At(value.index)]);
+}
+
+class Planner {
+ public:
+  Planner(const Module& module, const PlanOptions& options, PlanTimes* times)
+      : module_(module), options_(options), times_(times) {}
+
+  absl::StatusOr<proto::PlanProto> Run() {
+    plan_.set_version(kPlanVersion);
+    plan_.set_model(module_.name());
+    plan_.set_target(options_.target);
+    plan_.set_fingerprint(module_.Fingerprint());
+    for (const auto& [name, value] : module_.facts()) (*plan_.mutable_facts())[name] = value;
+    (*plan_.mutable_facts())["parameters"] = module_.num_parameters();
+    plan_.set_alignment(kPlanAlignment);
+    RETURN_IF_ERROR(PlaceStates());
+    for (const auto& graph : module_.graphs()) {
+      RETURN_IF_ERROR(Annotate(PlaceProgram(*graph), absl::StrCat("graph ", graph->name())));
+    }
+    int64_t arena = plan_.persistent_bytes(), lower_bound = plan_.persistent_bytes();
+    for (const proto::ProgramProto& program : plan_.programs()) {
+      arena = std::max(arena, program.peak_bytes());
+      lower_bound = std::max(lower_bound, program.lower_bound_bytes());
+    }
+    // A program that cannot be smaller and is as large as the arena proves it.
+    PackProof proof = arena == lower_bound ? PackProof::kLowerBoundTight : PackProof::kGap;
+    for (const proto::ProgramProto& program : plan_.programs()) {
+      if (proof == PackProof::kGap && program.peak_bytes() == arena &&
+          program.proof() == PackProofName(PackProof::kSearchExhausted)) {
+        proof = PackProof::kSearchExhausted;
+      }
+    }
+    plan_.set_arena_bytes(arena);
+    plan_.set_lower_bound_bytes(lower_bound);
+    plan_.set_proof(std::string(PackProofName(proof)));
+    return std::move(plan_);
+  }
+
+ private:
+  absl::Status CheckArena(int64_t bytes) const {
+    if (bytes <= kMaxArenaBytes) return absl::OkStatus();
+    return absl::ResourceExhaustedError(
+        absl::StrCat("model ", module_.name(), ": more than ", kMaxArenaBytes, " bytes; reduce its size or --batch"));
+  }
+
+  absl::Status PlaceStates() {
+    int64_t offset = 0;
+    for (const State& state : module_.states()) {
+      proto::BufferProto& buffer = *plan_.add_buffers();
+      buffer.set_name(state.name);
+      buffer.set_offset(offset);
+      buffer.set_size_bytes(state.type.byte_size());
+      buffer.set_memory_class(state.role == Role::kParameter ? proto::PARAMETERS : proto::OPTIMIZER_STATE);
+      buffer.set_program(-1);
+      RETURN_IF_ERROR(CheckArena(buffer.size_bytes()));
+      offset += AlignedBytes(plan_, buffer.size_bytes());
+      RETURN_IF_ERROR(CheckArena(offset));
+      proto::StatePlacement& placement = *plan_.add_states();
+      placement.set_buffer(plan_.buffers_size() - 1);
+      state_buffer_[state.name] = placement.buffer();
+      proto::StateProto& proto = *placement.mutable_state();
+      proto.set_name(state.name);
+      *proto.mutable_type() = ToProto(state.type);
+      for (const int64_t dim : state.logical_dims) proto.add_logical_dims(dim);
+      proto.set_role(std::string(RoleName(state.role)));
+      proto.set_init(state.init.ToString());
+    }
+    plan_.set_persistent_bytes(offset);
+    return absl::OkStatus();
+  }
+
+  absl::Status PlaceProgram(const Graph& original) {
+    Stopwatch watch;
+    std::unique_ptr<Graph> copied;
+    if (NeedsDonationCopies(original)) {
+      copied = original.Clone();
+      RETURN_IF_ERROR(InsertDonationCopies(*copied));
+    }
+    const Graph& source = copied ? *copied : original;
+    ASSIGN_OR_RETURN(const PlanGraph graph, MakePlanGraph(source, options_.target, plan_.alignment()));
+    const std::vector<int> order = Schedule(graph);
+    if (times_ != nullptr) times_->schedule_seconds += watch.Lap();
+
+    const int index = plan_.programs_size();
+    proto::ProgramProto& program = *plan_.add_programs();
+    program.set_name(source.name());
+    const Sharing sharing = ShareBuffers(graph, order);
+    const std::vector<proto::MemoryClass> classes = Classes(graph, sharing);
+
+    // Buffers of the plan: those of values, then workspaces.
+    std::vector<int> plan_buffer;  // By buffer of `sharing`.
+    std::vector<PackInterval> intervals;
+    const int first_buffer = plan_.buffers_size();
+    const auto add_buffer = [&](std::string name, int64_t bytes, int64_t first, int64_t last, proto::MemoryClass c) {
+      proto::BufferProto& buffer = *plan_.add_buffers();
+      buffer.set_name(std::move(name));
+      buffer.set_size_bytes(bytes);
+      buffer.set_memory_class(c);
+      buffer.set_program(index);
+      buffer.set_first(static_cast<int32_t>(first));
+      buffer.set_last(static_cast<int32_t>(last));
+      intervals.push_back({first, last, bytes});
+      return plan_.buffers_size() - 1;
+    };
+    for (size_t b = 0; b < sharing.buffers.size(); ++b) {
+      const SharedBuffer& buffer = sharing.buffers[b];
+      const Value& value = graph.values[At(buffer.first_value)].value;
+      if (buffer.state >= 0) {
+        plan_buffer.push_back(state_buffer_.at(value.node->name()));
+        continue;
+      }
+      plan_buffer.push_back(
+          add_buffer(ValueName(value), value.type().byte_size(), buffer.first, buffer.last, classes[b]));
+    }
+    // In-place results may be a few bytes larger than what they replace, within the same aligned size.
+    for (size_t v = 0; v < graph.values.size(); ++v) {
+      const int b = sharing.buffer_of[v];
+      const int64_t bytes = graph.values[v].value.type().byte_size();
+      proto::BufferProto& buffer = *plan_.mutable_buffers(plan_buffer[At(b)]);
+      if (buffer.program() < 0 || bytes <= buffer.size_bytes()) continue;
+      buffer.set_size_bytes(bytes);
+      intervals[At(plan_buffer[At(b)] - first_buffer)].size_bytes = bytes;
+    }
+    std::vector<int> workspaces(order.size(), -1);
+    for (size_t i = 0; i < order.size(); ++i) {
+      const PlanNode& node = graph.nodes[At(order[i])];
+      if (node.workspace_bytes == 0) continue;
+      const int64_t at = static_cast<int64_t>(i);
+      workspaces[i] =
+          add_buffer(absl::StrCat(node.node->name(), ".workspace"), node.workspace_bytes, at, at, proto::WORKSPACE);
+    }
+    Emit(graph, order, sharing, plan_buffer, workspaces, program);
+    if (times_ != nullptr) times_->assign_seconds += watch.Lap();
+
+    PackOptions pack = options_.pack;
+    pack.alignment = plan_.alignment();
+    ASSIGN_OR_RETURN(const Packing packing, PackArena(intervals, pack));
+    for (size_t i = 0; i < intervals.size(); ++i) {
+      plan_.mutable_buffers(first_buffer + static_cast<int>(i))
+          ->set_offset(plan_.persistent_bytes() + packing.offsets[i]);
+    }
+    RETURN_IF_ERROR(CheckArena(packing.height_bytes));
+    program.set_peak_bytes(plan_.persistent_bytes() + packing.height_bytes);
+    RETURN_IF_ERROR(CheckArena(program.peak_bytes()));
+    program.set_lower_bound_bytes(plan_.persistent_bytes() + packing.lower_bound_bytes);
+    program.set_peak_instruction(static_cast<int32_t>(packing.peak_step));
+    program.set_proof(std::string(PackProofName(packing.proof)));
+    if (times_ != nullptr) times_->pack_seconds += watch.Lap();
+    return absl::OkStatus();
+  }
+
+  // By buffer of `sharing`; a state's is left unspecified.
+  static std::vector<proto::MemoryClass> Classes(const PlanGraph& graph, const Sharing& sharing) {
+    std::vector<proto::MemoryClass> classes(sharing.buffers.size(), proto::ACTIVATIONS);
+    for (size_t v = 0; v < graph.values.size(); ++v) {
+      const PlanValue& value = graph.values[v];
+      proto::MemoryClass& c = classes[At(sharing.buffer_of[v])];
+      if (value.producer < 0 || value.is_output) {
+        c = proto::IO;
+        continue;
+      }
+      if (c != proto::ACTIVATIONS || value.root != static_cast<int>(v) ||
+          graph.nodes[At(value.producer)].node->phase() != Phase::kBackward) {
+        continue;
+      }
+      for (const int reader : value.readers) {
+        if (graph.nodes[At(reader)].node->phase() == Phase::kOptimizer) c = proto::GRADIENTS;
+      }
+    }
+    return classes;
+  }
+
+  void Emit(const PlanGraph& graph, const std::vector<int>& order, const Sharing& sharing,
+            const std::vector<int>& plan_buffer, const std::vector<int>& workspaces, proto::ProgramProto& program) {
+    std::vector<int> tensor_of(graph.values.size(), -1);
+    program.mutable_tensors()->Reserve(static_cast<int>(graph.values.size()));
+    program.mutable_instructions()->Reserve(static_cast<int>(order.size()));
+    const auto add_tensor = [&](int v) {
+      const Value& value = graph.values[At(v)].value;
+      proto::TensorProto& tensor = *program.add_tensors();
+      *tensor.mutable_type() = ToProto(value.type());
+      tensor.set_buffer(plan_buffer[At(sharing.buffer_of[At(v)])]);
+      tensor.set_name(ValueName(value));
+      tensor_of[At(v)] = program.tensors_size() - 1;
+    };
+    absl::flat_hash_map<const Node*, int> input_index;
+    for (int v = 0; v < graph.num_inputs; ++v) {
+      const Node* node = graph.values[At(v)].value.node;
+      add_tensor(v);
+      input_index[node] = program.inputs_size();
+      proto::ProgramInput& input = *program.add_inputs();
+      input.set_name(node->name());
+      input.set_role(std::string(RoleName(node->role())));
+      input.set_tensor(tensor_of[At(v)]);
+    }
+    absl::flat_hash_map<Value, int> value_index;
+    for (size_t v = 0; v < graph.values.size(); ++v) value_index[graph.values[v].value] = static_cast<int>(v);
+    for (size_t i = 0; i < order.size(); ++i) {
+      const PlanNode& entry = graph.nodes[At(order[i])];
+      const Node& node = *entry.node;
+      proto::InstructionProto& instruction = *program.add_instructions();
+      instruction.set_op(std::string(node.op().name));
+      for (const auto& [name, value] : node.attrs().entries()) *instruction.add_attrs() = ToProto(name, value);
+      for (const int v : entry.operands) instruction.add_operands(tensor_of[At(v)]);
+      for (const int v : entry.results) {
+        add_tensor(v);
+        instruction.add_results(tensor_of[At(v)]);
+      }
+      instruction.set_workspace(workspaces[i]);
+      instruction.set_name(node.name());
+      instruction.set_phase(std::string(PhaseName(node.phase())));
+      instruction.set_recompute(node.recompute_of() != nullptr);
+      if (!entry.is_view) {
+        const Cost cost = NodeCost(node);
+        instruction.set_flops(cost.flops);
+        instruction.set_bytes(cost.bytes_read + cost.bytes_written);
+      }
+    }
+    for (const Output& output : graph.graph->outputs()) {
+      proto::ProgramOutput& proto = *program.add_outputs();
+      proto.set_name(output.name);
+      proto.set_tensor(tensor_of[At(value_index.at(output.value))]);
+      proto.set_donates(output.donates == nullptr ? -1 : input_index.at(output.donates));
+    }
+  }
+
+  const Module& module_;
+  const PlanOptions& options_;
+  PlanTimes* times_;
+  proto::PlanProto plan_;
+  absl::flat_hash_map<std::string, int> state_buffer_;
+};
+
+}  // namespace
+
+absl::StatusOr<proto::PlanProto> PlanModule(const Module& module, const PlanOptions& options, PlanTimes* times) {
+  return Planner(module, options, times).Run();
+}
+
+}  // namespace mt

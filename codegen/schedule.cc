@@ -1,0 +1,523 @@
+#include "codegen/schedule.h"
+
+#include <algorithm>
+#include <functional>
+#include <limits>
+#include <optional>
+#include <queue>
+#include <set>
+#include <string>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
+#include "absl/strings/str_cat.h"
+#include "codegen/plan/resources.h"
+#include "ir/base/check.h"
+#include "ir/base/status_macros.h"
+#include "ir/op.h"
+
+namespace mt {
+namespace {
+
+size_t At(int64_t i) { return static_cast<size_t>(i); }
+
+Value RootOf(Value value) {
+  while (!value.node->is_input() && value.node->op().is_view) value = value.node->operands()[0];
+  return value;
+}
+
+// Whether `writer` may write result `index` over every operand that is `state` or a view of it.
+bool WritesInPlace(const Node& writer, int index, const Node& state) {
+  std::optional<std::vector<std::pair<int, int>>> pairs;
+  for (size_t k = 0; k < writer.operands().size(); ++k) {
+    if (RootOf(writer.operands()[k]).node != &state) continue;
+    if (!pairs) pairs = InPlacePairs(writer.op(), writer.operand_types(), writer.result_types(), writer.attrs());
+    if (std::find(pairs->begin(), pairs->end(), std::make_pair(index, static_cast<int>(k))) == pairs->end())
+      return false;
+  }
+  return true;
+}
+
+// Indices of the outputs whose value needs a copy.
+std::vector<size_t> OutputsToCopy(const Graph& graph) {
+  absl::flat_hash_set<const Node*> written;  // States that do not keep their value.
+  for (const Output& output : graph.outputs()) {
+    if (output.donates != nullptr && RootOf(output.value).node != output.donates) written.insert(output.donates);
+  }
+  std::vector<size_t> copies;
+  absl::flat_hash_set<Value> taken;
+  for (size_t i = 0; i < graph.outputs().size(); ++i) {
+    const Output& output = graph.outputs()[i];
+    const Value root = RootOf(output.value);
+    if (output.donates == nullptr) {
+      if (written.contains(root.node)) copies.push_back(i);
+    } else if (root.node != output.donates) {
+      if (root.node->is_input() || !taken.insert(root).second ||
+          !WritesInPlace(*root.node, root.index, *output.donates)) {
+        copies.push_back(i);
+      }
+    }
+  }
+  return copies;
+}
+
+}  // namespace
+
+bool NeedsDonationCopies(const Graph& graph) { return !OutputsToCopy(graph).empty(); }
+
+absl::StatusOr<int> InsertDonationCopies(Graph& graph) {
+  const std::vector<size_t> copies = OutputsToCopy(graph);
+  if (copies.empty()) return 0;
+  const OpDef* copy = FindOp("broadcast");  // To the dimensions that it has: a copy of any dtype.
+  CHECK(copy != nullptr);
+  std::vector<Output> outputs = graph.outputs();
+  for (const size_t i : copies) {
+    const Dims& dims = outputs[i].value.type().dims;
+    ASSIGN_OR_RETURN(Node * node,
+                     graph.AddNode(*copy, {outputs[i].value}, {{"dims", IntList(dims.begin(), dims.end())}},
+                                   absl::StrCat(outputs[i].name, ".copy")));
+    graph.SetNodePhase(node, outputs[i].donates == nullptr ? outputs[i].value.node->phase() : Phase::kOptimizer);
+    outputs[i].value = node->result();
+  }
+  graph.SetOutputs(std::move(outputs));
+  return static_cast<int>(copies.size());
+}
+
+absl::StatusOr<PlanGraph> MakePlanGraph(const Graph& graph, absl::string_view target, int64_t alignment) {
+  PlanGraph plan;
+  plan.graph = &graph;
+  const std::vector<Node*> order = graph.TopologicalOrder();
+  int64_t max_id = 0;
+  for (const Node* node : order) max_id = std::max(max_id, node->id());
+  std::vector<int> first_value(At(max_id) + 1, -1);  // By node id.
+  const auto value_index = [&](const Value& value) { return first_value[At(value.node->id())] + value.index; };
+  const auto aligned = [&](int64_t bytes) { return (bytes + alignment - 1) / alignment * alignment; };
+  for (Node* node : order) {
+    first_value[At(node->id())] = static_cast<int>(plan.values.size());
+    const int producer = node->is_input() ? -1 : static_cast<int>(plan.nodes.size());
+    for (int r = 0; r < node->num_results(); ++r) {
+      PlanValue value;
+      value.value = node->result(r);
+      value.producer = producer;
+      value.root = static_cast<int>(plan.values.size());
+      value.bytes = aligned(node->result_types()[At(r)].byte_size());
+      if (node->is_input() && IsState(node->role())) value.state = value.root;
+      plan.values.push_back(std::move(value));
+    }
+    if (node->is_input()) {
+      ++plan.num_inputs;
+      continue;
+    }
+    PlanNode entry;
+    entry.node = node;
+    entry.is_view = node->op().is_view;
+    for (const Value& operand : node->operands()) {
+      const int v = value_index(operand);
+      entry.operands.push_back(v);
+      const int root = plan.values[At(v)].root;
+      ++plan.values[At(root)].num_reads;
+      const auto known =
+          std::find_if(entry.reads.begin(), entry.reads.end(), [&](const auto& r) { return r.first == root; });
+      if (known != entry.reads.end()) {
+        ++known->second;
+      } else {
+        entry.reads.push_back({root, 1});
+        plan.values[At(root)].readers.push_back(producer);
+      }
+    }
+    for (int r = 0; r < node->num_results(); ++r) entry.results.push_back(first_value[At(node->id())] + r);
+    if (entry.is_view) {
+      plan.values[At(entry.results[0])].root = plan.values[At(entry.operands[0])].root;
+    } else {
+      const std::vector<TensorType> operand_types = node->operand_types();
+      entry.workspace_bytes =
+          aligned(WorkspaceBytes(target, node->op(), operand_types, node->result_types(), node->attrs()));
+      const std::vector<std::pair<int, int>> pairs =
+          InPlacePairs(node->op(), operand_types, node->result_types(), node->attrs());
+      for (const auto& [r, k] : pairs) {
+        const int result = entry.results[At(r)], root = plan.values[At(entry.operands[At(k)])].root;
+        if (plan.values[At(result)].bytes != plan.values[At(root)].bytes) continue;
+        // Every operand that reads this root must be one that the result may be written over.
+        bool all = true;
+        for (size_t other = 0; other < entry.operands.size(); ++other) {
+          all =
+              all && (plan.values[At(entry.operands[other])].root != root ||
+                      std::find(pairs.begin(), pairs.end(), std::make_pair(r, static_cast<int>(other))) != pairs.end());
+        }
+        if (all) entry.in_place.push_back({result, root});
+      }
+    }
+    plan.nodes.push_back(std::move(entry));
+  }
+
+  const auto edge = [&](int from, int to) {
+    plan.nodes[At(from)].successors.push_back(to);
+    ++plan.nodes[At(to)].num_predecessors;
+  };
+  int last_collective = -1;
+  for (int n = 0; n < static_cast<int>(plan.nodes.size()); ++n) {
+    const PlanNode& node = plan.nodes[At(n)];
+    for (const int v : node.operands) {
+      if (plan.values[At(v)].producer >= 0) edge(plan.values[At(v)].producer, n);
+    }
+    if (node.node->op().effect == Effect::kCollective) {
+      if (last_collective >= 0) edge(last_collective, n);
+      last_collective = n;
+    }
+  }
+  for (const Output& output : graph.outputs()) {
+    const int root = plan.values[At(value_index(output.value))].root;
+    plan.values[At(root)].is_output = true;
+    if (output.donates == nullptr) continue;
+    const int state = value_index(output.donates->result());
+    if (root == state) continue;
+    CHECK(plan.values[At(root)].state < 0 && plan.values[At(root)].producer >= 0)
+        << "a copy is missing: " << output.name;
+    plan.values[At(root)].state = state;
+    const int writer = plan.values[At(root)].producer;
+    for (const int reader : plan.values[At(state)].readers) {
+      if (reader != writer) edge(reader, writer);
+    }
+  }
+
+  // A cycle can only come through the donations.
+  std::vector<int> waiting, ready;
+  for (int n = 0; n < static_cast<int>(plan.nodes.size()); ++n) {
+    waiting.push_back(plan.nodes[At(n)].num_predecessors);
+    if (waiting.back() == 0) ready.push_back(n);
+  }
+  size_t done = 0;
+  while (done < ready.size()) {
+    for (const int s : plan.nodes[At(ready[done])].successors) {
+      if (--waiting[At(s)] == 0) ready.push_back(s);
+    }
+    ++done;
+  }
+  if (done != plan.nodes.size()) {
+    const auto stuck = std::find_if(waiting.begin(), waiting.end(), [](int w) { return w > 0; });
+    return absl::InternalError(absl::StrCat("graph ", graph.name(), ": node \"",
+                                            plan.nodes[At(stuck - waiting.begin())].node->name(),
+                                            "\" must run both before and after the writer of a state that it reads"));
+  }
+  return plan;
+}
+
+namespace {
+
+// The run so far: what lives where.
+class LiveState {
+ public:
+  explicit LiveState(const PlanGraph& graph) : graph_(graph) {
+    sharing_.buffer_of.assign(graph.values.size(), -1);
+    sharing_.buffers.reserve(graph.values.size());
+    remaining_.reserve(graph.values.size());
+    for (int v = 0; v < graph.num_inputs; ++v) {
+      Open(v, graph.values[At(v)].state);
+      Define(v, sharing_.buffer_of[At(v)]);
+    }
+    // An input that nobody reads is live at the first position alone.
+    sharing_.peak_bytes = live_;
+    for (int v = 0; v < graph.num_inputs; ++v) Close(sharing_.buffer_of[At(v)]);
+  }
+
+  int64_t remaining(int buffer) const { return remaining_[At(buffer)]; }
+  int buffer_of(int value) const { return sharing_.buffer_of[At(value)]; }
+  int64_t peak_bytes() const { return sharing_.peak_bytes; }
+
+  // Change of the live bytes by running the node now.
+  int64_t Delta(int n) const {
+    const PlanNode& node = graph_.nodes[At(n)];
+    int64_t delta = 0;
+    absl::InlinedVector<int, 2> taken;
+    if (!node.is_view) {
+      for (const int v : node.results) {
+        const PlanValue& value = graph_.values[At(v)];
+        if (value.state >= 0) continue;
+        const int over = InPlaceBuffer(node, v, taken);
+        if (over >= 0) taken.push_back(over);
+        if (value.num_reads == 0 && !value.is_output) {
+          if (over >= 0) delta -= value.bytes;
+        } else if (over < 0) {
+          delta += value.bytes;
+        }
+      }
+    }
+    for (const auto& [root, count] : node.reads) {
+      const int b = buffer_of(root);
+      if (remaining(b) == count && !Pinned(b) && std::find(taken.begin(), taken.end(), b) == taken.end()) {
+        delta -= sharing_.buffers[At(b)].bytes;
+      }
+    }
+    return delta;
+  }
+
+  void Run(int n) {
+    const PlanNode& node = graph_.nodes[At(n)];
+    absl::InlinedVector<int, 2> taken;
+    if (node.is_view) {
+      sharing_.buffer_of[At(node.results[0])] = buffer_of(node.operands[0]);
+    } else {
+      for (const int v : node.results) {
+        const PlanValue& value = graph_.values[At(v)];
+        int b = value.state >= 0 ? buffer_of(value.state) : InPlaceBuffer(node, v, taken);
+        if (b >= 0) {
+          taken.push_back(b);
+          sharing_.buffer_of[At(v)] = b;
+        } else {
+          b = Open(v, -1);
+        }
+        Define(v, b);
+      }
+    }
+    if (live_ + node.workspace_bytes > sharing_.peak_bytes) {
+      sharing_.peak_bytes = live_ + node.workspace_bytes;
+      sharing_.peak_position = position_;
+    }
+    for (const auto& [root, count] : node.reads) {
+      remaining_[At(buffer_of(root))] -= count;
+      Close(buffer_of(root));
+    }
+    if (!node.is_view) {
+      for (const int v : node.results) Close(buffer_of(v));
+    }
+    ++position_;
+  }
+
+  Sharing Finish() && {
+    const int64_t last = std::max<int64_t>(position_ - 1, 0);
+    for (size_t b = 0; b < sharing_.buffers.size(); ++b) {
+      if (!closed_[b]) sharing_.buffers[b].last = last;
+    }
+    return std::move(sharing_);
+  }
+
+ private:
+  bool Pinned(int b) const { return pinned_[At(b)]; }
+
+  int Open(int v, int state) {
+    const int b = static_cast<int>(sharing_.buffers.size());
+    SharedBuffer buffer;
+    buffer.first_value = v;
+    buffer.bytes = graph_.values[At(v)].bytes;
+    buffer.first = position_;
+    buffer.state = state;
+    if (state < 0) live_ += buffer.bytes;
+    sharing_.buffers.push_back(buffer);
+    remaining_.push_back(0);
+    pinned_.push_back(state >= 0);
+    closed_.push_back(false);
+    sharing_.buffer_of[At(v)] = b;
+    return b;
+  }
+
+  void Define(int v, int b) {
+    remaining_[At(b)] += graph_.values[At(v)].num_reads;
+    if (graph_.values[At(v)].is_output) pinned_[At(b)] = true;
+  }
+
+  // Frees the buffer if nothing will read it.
+  void Close(int b) {
+    if (remaining_[At(b)] > 0 || pinned_[At(b)] || closed_[At(b)]) return;
+    closed_[At(b)] = true;
+    sharing_.buffers[At(b)].last = position_;
+    live_ -= sharing_.buffers[At(b)].bytes;
+  }
+
+  // The buffer of an operand that dies at `node` and that result `v` may be written over; -1: none.
+  int InPlaceBuffer(const PlanNode& node, int v, absl::Span<const int> taken) const {
+    for (const auto& [result, root] : node.in_place) {
+      if (result != v || graph_.values[At(root)].producer < 0) continue;
+      const int b = buffer_of(root);
+      if (Pinned(b) || std::find(taken.begin(), taken.end(), b) != taken.end()) continue;
+      for (const auto& [read, count] : node.reads) {
+        if (read == root && remaining(b) == count) return b;
+      }
+    }
+    return -1;
+  }
+
+  const PlanGraph& graph_;
+  Sharing sharing_;
+  std::vector<int64_t> remaining_;  // By buffer: reads to come of the values in it.
+  std::vector<bool> pinned_, closed_;
+  int64_t live_ = 0;
+  int64_t position_ = 0;
+};
+
+// Follows `base`, but runs a node that raises nothing as soon as it can; among the first `window` nodes that are ready
+// in the order of `base`, the one that raises the live bytes least.
+std::vector<int> Forward(const PlanGraph& graph, absl::Span<const int> base, int window) {
+  const int n = static_cast<int>(graph.nodes.size());
+  std::vector<int> position(At(n)), waiting(At(n));
+  for (int i = 0; i < n; ++i) position[At(base[At(i)])] = i;
+  std::set<int> ready;  // Positions in base.
+  std::priority_queue<int, std::vector<int>, std::greater<int>> eager;
+  std::vector<bool> done(At(n), false);
+  LiveState state(graph);
+  std::vector<int> order;
+  order.reserve(At(n));
+  const auto consider = [&](int node) {
+    if (!done[At(node)] && waiting[At(node)] == 0 && state.Delta(node) <= 0) eager.push(position[At(node)]);
+  };
+  for (int i = 0; i < n; ++i) {
+    waiting[At(i)] = graph.nodes[At(i)].num_predecessors;
+    if (waiting[At(i)] == 0) ready.insert(position[At(i)]);
+  }
+  for (const int p : ready) consider(base[At(p)]);
+  while (static_cast<int>(order.size()) < n) {
+    int next = -1;
+    while (!eager.empty() && next < 0) {
+      const int node = base[At(eager.top())];
+      eager.pop();
+      if (!done[At(node)] && state.Delta(node) <= 0) next = node;
+    }
+    if (next < 0) {
+      int64_t least = std::numeric_limits<int64_t>::max();
+      int seen = 0;
+      for (const int p : ready) {
+        if (seen++ == window) break;
+        const int64_t delta = window == 1 ? 0 : state.Delta(base[At(p)]);
+        if (delta < least) least = delta, next = base[At(p)];
+      }
+    }
+    CHECK(next >= 0);
+    done[At(next)] = true;
+    ready.erase(position[At(next)]);
+    state.Run(next);
+    order.push_back(next);
+    for (const int s : graph.nodes[At(next)].successors) {
+      if (--waiting[At(s)] == 0) {
+        ready.insert(position[At(s)]);
+        consider(s);
+      }
+    }
+    // Whoever is now the last reader of what was read may have become cheap.
+    for (const auto& [root, count] : graph.nodes[At(next)].reads) {
+      if (state.remaining(state.buffer_of(root)) > 2) continue;
+      for (const int reader : graph.values[At(root)].readers) consider(reader);
+    }
+  }
+  return order;
+}
+
+// The same backwards: from the end, a node goes directly before its first reader where that frees at least what it
+// makes live (casts of weights, constants, recomputed values).
+std::vector<int> Backward(const PlanGraph& graph, absl::Span<const int> base) {
+  const int n = static_cast<int>(graph.nodes.size());
+  std::vector<int> position(At(n)), waiting(At(n), 0);
+  std::vector<absl::InlinedVector<int, 4>> predecessors(At(n));
+  for (int i = 0; i < n; ++i) {
+    position[At(base[At(i)])] = i;
+    waiting[At(i)] = static_cast<int>(graph.nodes[At(i)].successors.size());
+    for (const int s : graph.nodes[At(i)].successors) predecessors[At(s)].push_back(i);
+  }
+  std::vector<bool> live(graph.values.size(), false), done(At(n), false);
+  for (size_t v = 0; v < graph.values.size(); ++v) live[v] = graph.values[v].is_output || graph.values[v].state >= 0;
+  const auto delta = [&](int i) {
+    const PlanNode& node = graph.nodes[At(i)];
+    int64_t bytes = 0;
+    for (const auto& [root, count] : node.reads) {
+      if (!live[At(root)]) bytes += graph.values[At(root)].bytes;
+    }
+    if (node.is_view) return bytes;
+    for (const int v : node.results) {
+      if (live[At(v)] && graph.values[At(v)].state < 0) bytes -= graph.values[At(v)].bytes;
+    }
+    return bytes;
+  };
+  std::set<int> ready;
+  std::priority_queue<int> eager;
+  const auto consider = [&](int i) {
+    if (!done[At(i)] && waiting[At(i)] == 0 && delta(i) <= 0) eager.push(position[At(i)]);
+  };
+  for (int i = 0; i < n; ++i) {
+    if (waiting[At(i)] == 0) ready.insert(position[At(i)]);
+  }
+  for (const int p : ready) consider(base[At(p)]);
+  std::vector<int> order;
+  order.reserve(At(n));
+  while (static_cast<int>(order.size()) < n) {
+    int next = -1;
+    while (!eager.empty() && next < 0) {
+      const int node = base[At(eager.top())];
+      eager.pop();
+      if (!done[At(node)]) next = node;
+    }
+    if (next < 0) next = base[At(*ready.rbegin())];
+    done[At(next)] = true;
+    ready.erase(position[At(next)]);
+    order.push_back(next);
+    for (const int p : predecessors[At(next)]) {
+      if (--waiting[At(p)] == 0) {
+        ready.insert(position[At(p)]);
+        consider(p);
+      }
+    }
+    for (const auto& [root, count] : graph.nodes[At(next)].reads) {
+      if (live[At(root)]) continue;
+      live[At(root)] = true;
+      for (const int reader : graph.values[At(root)].readers) consider(reader);
+    }
+  }
+  std::reverse(order.begin(), order.end());
+  return order;
+}
+
+// `base` where it respects all edges, else the nearest order that does.
+std::vector<int> Legal(const PlanGraph& graph) {
+  std::vector<int> waiting, order;
+  std::priority_queue<int, std::vector<int>, std::greater<int>> ready;
+  for (int i = 0; i < static_cast<int>(graph.nodes.size()); ++i) {
+    waiting.push_back(graph.nodes[At(i)].num_predecessors);
+    if (waiting.back() == 0) ready.push(i);
+  }
+  while (!ready.empty()) {
+    const int next = ready.top();
+    ready.pop();
+    order.push_back(next);
+    for (const int s : graph.nodes[At(next)].successors) {
+      if (--waiting[At(s)] == 0) ready.push(s);
+    }
+  }
+  return order;
+}
+
+int64_t Peak(const PlanGraph& graph, absl::Span<const int> order) {
+  LiveState state(graph);
+  for (const int n : order) state.Run(n);
+  return state.peak_bytes();
+}
+
+}  // namespace
+
+Sharing ShareBuffers(const PlanGraph& graph, absl::Span<const int> order) {
+  LiveState state(graph);
+  for (const int n : order) state.Run(n);
+  return std::move(state).Finish();
+}
+
+std::vector<int> Schedule(const PlanGraph& graph) {
+  std::vector<int> best = Legal(graph);
+  int64_t best_peak = Peak(graph, best);
+  const std::vector<int> base = best;
+  const auto propose = [&](std::vector<int> order) {
+    const int64_t peak = Peak(graph, order);
+    if (peak < best_peak) {
+      best_peak = peak;
+      best = std::move(order);
+    }
+  };
+  const std::vector<int> late = Backward(graph, base);
+  propose(Forward(graph, base, 1));
+  propose(late);
+  propose(Forward(graph, late, 1));
+  propose(Forward(graph, base, 8));
+  propose(Forward(graph, late, 8));
+  propose(Forward(graph, late, 64));
+  // A second round from the best so far.
+  propose(Backward(graph, std::vector<int>(best)));
+  propose(Forward(graph, std::vector<int>(best), 4));
+  return best;
+}
+
+}  // namespace mt
