@@ -1,0 +1,354 @@
+// mtrun: runs a plan.
+#include <unistd.h>
+
+#include <cmath>
+#include <csignal>
+#include <cstdio>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "codegen/plan/plan.h"
+#include "ir/base/file.h"
+#include "ir/base/flags.h"
+#include "ir/base/status_macros.h"
+#include "ir/base/tools.h"
+#include "ir/base/units.h"
+#include "runtime/backend.h"
+#include "runtime/data/corpus.h"
+#include "runtime/executor.h"
+#include "runtime/measure.h"
+#include "runtime/trace.h"
+#include "runtime/train/report.h"
+#include "runtime/train/trainer.h"
+
+namespace mt {
+namespace {
+
+using Json = nlohmann::ordered_json;
+using Rows = std::vector<std::pair<std::string, std::string>>;
+
+constexpr char kWeightsFile[] = "model.safetensors";
+constexpr char kSummaryFile[] = "summary.json";
+
+volatile std::sig_atomic_t interrupted = 0;
+void OnSignal(int) { interrupted = 1; }
+
+std::string LossText(const EvalMetrics& eval) {
+  return absl::StrFormat("loss %.4f  ppl %.2f", eval.loss, std::exp(eval.loss));
+}
+
+absl::Status DryRun(proto::PlanProto plan) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<Executor> executor, Executor::Load(std::move(plan), MakeNullBackend()));
+  const proto::PlanProto& p = executor->plan();
+  std::printf("%s for %s, passes %s: loaded, nothing computed\n", p.model().c_str(), p.target().c_str(),
+              p.passes().c_str());
+  std::printf("arena %s (%s bytes), of which states %s\n", FormatBytes(p.arena_bytes()).c_str(),
+              FormatCount(p.arena_bytes()).c_str(), FormatBytes(p.persistent_bytes()).c_str());
+  for (const proto::ProgramProto& program : p.programs()) {
+    executor->FindProgram(program.name())->Run();
+    const ProgramSummary summary = Summarize(p, program);
+    std::printf("program %s: %d instructions, %d recomputed, peak %s at %s, %.3g FLOPs, %.3g bytes moved\n",
+                program.name().c_str(), summary.instructions, summary.recomputed,
+                FormatBytes(summary.peak_bytes).c_str(), summary.peak_name.c_str(), static_cast<double>(summary.flops),
+                static_cast<double>(summary.bytes));
+  }
+  return absl::OkStatus();
+}
+
+TrainOptions OptionsFromArgs(const ParsedArgs& args) {
+  TrainOptions options;
+  options.steps = args.OptionalInt("steps");
+  options.epochs = args.OptionalDouble("epochs");
+  options.max_minutes = args.OptionalDouble("max-minutes");
+  options.schedule = *ParseLrShape(args.String("schedule"));
+  options.warmup_steps = args.Int("warmup");
+  options.min_lr_ratio = args.Double("min-lr-ratio");
+  options.patience = args.Int("patience");
+  options.eval_every = args.Int("eval-every");
+  options.eval_batches = args.Int("eval-batches");
+  StepScalars& scalars = options.scalars;
+  scalars.seed = static_cast<uint64_t>(args.Int("seed"));
+  scalars.lr = args.Double("lr");
+  scalars.beta1 = args.Double("beta1");
+  scalars.beta2 = args.Double("beta2");
+  scalars.eps = args.Double("eps");
+  scalars.weight_decay = args.Double("weight-decay");
+  scalars.grad_clip = args.Double("grad-clip");
+  return options;
+}
+
+Json ConfigJson(const TrainOptions& options, int64_t steps, const ParsedArgs& args) {
+  const StepScalars& s = options.scalars;
+  return {{"steps", steps},
+          {"schedule", std::string(LrShapeName(options.schedule))},
+          {"lr", s.lr},
+          {"warmup", options.warmup_steps},
+          {"min_lr_ratio", options.min_lr_ratio},
+          {"beta1", s.beta1},
+          {"beta2", s.beta2},
+          {"eps", s.eps},
+          {"weight_decay", s.weight_decay},
+          {"grad_clip", s.grad_clip},
+          {"seed", s.seed},
+          {"data", args.String("data")},
+          {"init", args.Has("init") ? Json(args.String("init")) : Json(nullptr)},
+          {"threads", args.OptionalInt("threads") ? Json(*args.OptionalInt("threads")) : Json(nullptr)}};
+}
+
+// The line of a step: rewritten in place on a terminal, one line each elsewhere.
+class StepPrinter {
+ public:
+  explicit StepPrinter(int64_t every) : every_(every), terminal_(::isatty(STDOUT_FILENO) != 0) {}
+  void Print(const std::string& line, bool last, int64_t step) {
+    if (terminal_) {
+      std::printf("\r%s\x1b[K", line.c_str());
+      open_ = true;
+      if (last) Break();
+    } else if (last || step == 1 || step % every_ == 0) {
+      std::printf("%s\n", line.c_str());
+    }
+    std::fflush(stdout);
+  }
+  void Break() {
+    if (open_) std::printf("\n");
+    open_ = false;
+  }
+
+ private:
+  int64_t every_;
+  bool terminal_, open_ = false;
+};
+
+class Run {
+ public:
+  Run(const ParsedArgs& args, std::string plan_path) : args_(args), plan_path_(std::move(plan_path)) {}
+  absl::Status Execute(proto::PlanProto plan);
+
+ private:
+  absl::Status PrepareOut();
+  absl::Status SetStates();
+  absl::Status Measure();
+  absl::Status Trace();
+  absl::Status Train();
+  absl::Status EvaluateOnly();
+
+  const ParsedArgs& args_;
+  const std::string plan_path_;
+  std::string data_, out_;
+  Manifest manifest_;
+  std::unique_ptr<Executor> executor_;
+  std::unique_ptr<Trainer> trainer_;
+  TrainOptions options_;
+  std::optional<Measurement> measurement_;
+};
+
+absl::Status Run::PrepareOut() {
+  out_ = args_.String("out");
+  if (out_.empty()) return absl::OkStatus();
+  std::error_code ignored;
+  if (std::filesystem::exists(out_ + "/" + kSummaryFile, ignored) && !args_.Bool("fresh")) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--out ", out_, " already holds a finished run; give --fresh to replace it, or another --out"));
+  }
+  RETURN_IF_ERROR(MakeFolder(out_));
+  for (const char* file : {kSummaryFile, "memory.json", kWeightsFile}) {
+    std::filesystem::remove(out_ + "/" + file, ignored);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Run::SetStates() {
+  executor_->InitializeStates(options_.scalars.seed);
+  if (!args_.Has("init")) return absl::OkStatus();
+  std::string path = args_.String("init");
+  std::error_code ignored;
+  if (std::filesystem::is_directory(path, ignored)) path = absl::StrCat(path, "/", kWeightsFile);
+  return LoadWeights(*executor_, path);
+}
+
+absl::Status Run::Measure() {
+  const Program* program = executor_->FindProgram("train");
+  if (program == nullptr) return absl::InvalidArgumentError("--measure: the plan has no program \"train\"");
+  ASSIGN_OR_RETURN(measurement_, MeasureProgram(
+                                     *executor_, *program, [&] { return trainer_->Prepare(options_.scalars); },
+                                     [&] { return SetStates(); }));
+  const Measurement& m = *measurement_;
+  std::printf("measured one step: arena %s bytes planned, %s measured\n", FormatCount(m.planned_arena_bytes).c_str(),
+              FormatCount(m.measured_arena_bytes).c_str());
+  for (const PhaseMeasurement& phase : m.phases) {
+    std::printf("  %-9s %15s bytes written as planned, %15s measured (workspaces: %s)\n", phase.phase.c_str(),
+                FormatCount(phase.planned_bytes).c_str(), FormatCount(phase.measured_bytes).c_str(),
+                FormatCount(phase.workspace_bytes).c_str());
+  }
+  for (const std::string& difference : m.differences) std::printf("  DIFFERS: %s\n", difference.c_str());
+  std::printf("  %s\n", m.agrees() ? "planned = measured; same bits over two poisons; no allocation in the step"
+                                   : "the measurement does not agree with the plan");
+  return absl::OkStatus();
+}
+
+absl::Status Run::Trace() {
+  const Program* program = executor_->FindProgram("train");
+  if (program == nullptr) return absl::InvalidArgumentError("--trace: the plan has no program \"train\"");
+  // Once before, so that the timeline is not that of a cold start.
+  RETURN_IF_ERROR(trainer_->Prepare(options_.scalars));
+  program->Run();
+  RETURN_IF_ERROR(trainer_->Prepare(options_.scalars));
+  RETURN_IF_ERROR(WriteTrace(*executor_, *program, args_.String("trace")));
+  std::printf("wrote %s: open it in ui.perfetto.dev\n", args_.String("trace").c_str());
+  return SetStates();
+}
+
+absl::Status Run::EvaluateOnly() {
+  ASSIGN_OR_RETURN(const EvalMetrics eval, trainer_->Evaluate(args_.String("eval"), 0));
+  if (eval.tokens == 0) {
+    return absl::FailedPreconditionError(absl::StrCat("the ", eval.split, " split of ", data_, " is empty"));
+  }
+  std::printf("%s: %s over %s tokens\n", eval.split.c_str(), LossText(eval).c_str(), FormatCount(eval.tokens).c_str());
+  return absl::OkStatus();
+}
+
+absl::Status Run::Train() {
+  ASSIGN_OR_RETURN(const int64_t steps, trainer_->PlannedSteps(options_));
+  ASSIGN_OR_RETURN(const CorpusReader* reader, trainer_->Reader("train"));
+  const int64_t sequences = reader == nullptr ? 0 : reader->num_sequences(trainer_->sequence());
+  for (const std::string& warning : TrainWarnings(options_, steps, trainer_->batch(), sequences)) {
+    std::fprintf(stderr, "warning: %s\n", warning.c_str());
+  }
+  MetricsFile metrics;
+  if (!out_.empty()) RETURN_IF_ERROR(metrics.Open(out_ + "/metrics.jsonl"));
+  const int64_t arena_bytes = executor_->plan().arena_bytes();
+  StepPrinter printer(args_.Int("log-every"));
+
+  TrainHooks hooks;
+  hooks.interrupted = [] { return interrupted != 0; };
+  hooks.on_step = [&](const StepMetrics& step) {
+    double left = -1;
+    if (steps > 0)
+      left = step.elapsed_seconds / static_cast<double>(step.step) * static_cast<double>(steps - step.step);
+    if (options_.max_minutes) {
+      const double limit = *options_.max_minutes * 60 - step.elapsed_seconds;
+      left = left < 0 ? limit : std::min(left, limit);
+    }
+    printer.Print(StepLine(step, steps, left, arena_bytes), step.step == steps, step.step);
+    return metrics.Append(StepJson(step));
+  };
+  hooks.on_eval = [&](int64_t step, const EvalMetrics& eval) {
+    printer.Break();
+    std::printf("step %lld | %s %s\n", static_cast<long long>(step), eval.split.c_str(), LossText(eval).c_str());
+    std::fflush(stdout);
+    return metrics.Append({{"step", step}, {"split", eval.split}, {"eval_loss", eval.loss}});
+  };
+  std::signal(SIGINT, OnSignal);
+  std::signal(SIGTERM, OnSignal);
+  absl::StatusOr<TrainResult> trained = trainer_->Train(options_, hooks);
+  printer.Break();
+  RETURN_IF_ERROR(trained);
+  const TrainResult& result = *trained;
+
+  Rows rows = {
+      {"tokens", FormatCount(result.tokens)},
+      {"time", FormatDuration(result.seconds)},
+      {"speed",
+       absl::StrFormat("%.0f tok/s", result.seconds > 0 ? static_cast<double>(result.tokens) / result.seconds : 0.0)}};
+  Json evals = Json::object();
+  if (result.steps > 0) rows.push_back({"train loss", absl::StrFormat("%.4f (last step)", result.last_loss)});
+  if (!result.interrupted && executor_->FindProgram("eval") != nullptr) {
+    for (const char* split : {"val", "test"}) {
+      const SplitInfo* info = manifest_.Find(split);
+      if (info == nullptr || info->tokens < 2) continue;
+      ASSIGN_OR_RETURN(const EvalMetrics eval, trainer_->Evaluate(split, 0));
+      rows.push_back({split, absl::StrFormat("%s  (bigram cross-entropy %.4f)", LossText(eval), info->bigram_entropy)});
+      evals[split] = {{"loss", eval.loss},
+                      {"perplexity", std::exp(eval.loss)},
+                      {"tokens", eval.tokens},
+                      {"bigram_entropy", info->bigram_entropy},
+                      {"unigram_entropy", info->unigram_entropy}};
+    }
+  }
+  const int64_t process_bytes = PeakResidentBytes();
+  const int64_t context_bytes = std::max<int64_t>(0, process_bytes - arena_bytes);
+  rows.push_back({"arena planned", absl::StrCat(FormatBytes(arena_bytes), " (", FormatCount(arena_bytes), " bytes)")});
+  if (measurement_) {
+    rows.push_back(
+        {"arena measured", absl::StrCat(FormatBytes(measurement_->measured_arena_bytes), " (",
+                                        FormatCount(measurement_->measured_arena_bytes), " bytes), ",
+                                        measurement_->agrees() ? "planned = measured" : "DIFFERS: see above")});
+  }
+  rows.push_back(
+      {"process", absl::StrCat(FormatBytes(process_bytes), ", ", FormatBytes(context_bytes), " beside the arena")});
+  if (!out_.empty()) {
+    RETURN_IF_ERROR(SaveWeights(*executor_, out_ + "/" + kWeightsFile));
+    const Json memory = MemoryJson(*executor_, measurement_, process_bytes, context_bytes);
+    RETURN_IF_ERROR(WriteFile(out_ + "/memory.json", absl::StrCat(memory.dump(2), "\n")));
+    const proto::PlanProto& plan = executor_->plan();
+    const Json summary = {{"model", plan.model()},
+                          {"target", plan.target()},
+                          {"passes", plan.passes()},
+                          {"plan_fingerprint", absl::StrFormat("%016x", plan.fingerprint())},
+                          {"steps", result.steps},
+                          {"tokens", result.tokens},
+                          {"seconds", result.seconds},
+                          {"last_loss", result.last_loss},
+                          {"interrupted", result.interrupted},
+                          {"eval", evals},
+                          {"config", ConfigJson(options_, steps, args_)},
+                          {"versions", VersionsJson()},
+                          {"hardware", HardwareJson()},
+                          {"command", absl::StrCat("mtrun ", args_.command_line())}};
+    RETURN_IF_ERROR(WriteFile(out_ + "/" + kSummaryFile, absl::StrCat(summary.dump(2), "\n")));
+    rows.push_back({"files", absl::StrCat(out_, "/{metrics.jsonl,memory.json,summary.json,", kWeightsFile, "}")});
+  }
+  std::printf("%s", Box(absl::StrCat(executor_->plan().model(), ": ", result.steps, " steps"), rows).c_str());
+  if (result.interrupted) {
+    return absl::CancelledError(
+        absl::StrCat("interrupted after step ", result.steps, out_.empty() ? "" : "; the weights so far are saved"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Run::Execute(proto::PlanProto plan) {
+  data_ = args_.String("data");
+  if (data_.empty()) {
+    return absl::InvalidArgumentError("--data DIR is needed: a corpus from mtcorpus prep (or --dry-run)");
+  }
+  ASSIGN_OR_RETURN(manifest_, ReadManifest(data_));
+  RETURN_IF_ERROR(CheckVocabulary(plan, plan_path_, manifest_, data_));
+  options_ = OptionsFromArgs(args_);
+  ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend,
+                   MakeCpuBackend(static_cast<int>(args_.OptionalInt("threads").value_or(0))));
+  ASSIGN_OR_RETURN(executor_, Executor::Load(std::move(plan), std::move(backend)));
+  ASSIGN_OR_RETURN(trainer_, Trainer::Create(*executor_, data_));
+  RETURN_IF_ERROR(SetStates());
+  if (args_.Has("eval")) return EvaluateOnly();
+  if (executor_->FindProgram("train") == nullptr) {
+    return absl::InvalidArgumentError("the plan has no program \"train\"; use --eval SPLIT");
+  }
+  RETURN_IF_ERROR(
+      trainer_->Prepare(options_.scalars));  // A corpus that cannot be read fails before anything is written.
+  RETURN_IF_ERROR(PrepareOut());
+  if (args_.Bool("measure")) {
+    RETURN_IF_ERROR(Measure());
+    ResetPeakResidentBytes();
+  }
+  if (args_.Has("trace")) RETURN_IF_ERROR(Trace());
+  return Train();
+}
+
+absl::Status Main(const ParsedArgs& args) {
+  const std::string& path = args.positional(0);
+  ASSIGN_OR_RETURN(proto::PlanProto plan, LoadPlan(path));
+  if (args.Bool("dry-run")) return DryRun(std::move(plan));
+  return Run(args, path).Execute(std::move(plan));
+}
+
+}  // namespace
+}  // namespace mt
+
+int main(int argc, char** argv) { return mt::RunTool(mt::kMtrun, argc, argv, mt::Main); }

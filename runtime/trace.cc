@@ -1,0 +1,85 @@
+#include "runtime/trace.h"
+
+#include <array>
+#include <chrono>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "codegen/plan/plan.h"
+#include "ir/base/file.h"
+#include "nlohmann/json.hpp"
+
+namespace mt {
+namespace {
+
+using Json = nlohmann::ordered_json;
+using Clock = std::chrono::steady_clock;
+
+constexpr int kPhaseTrack = 1, kInstructionTrack = 2;
+
+Json Slice(absl::string_view name, int track, double start_us, double end_us, Json args) {
+  return {{"name", std::string(name)}, {"ph", "X"}, {"ts", start_us},
+          {"dur", end_us - start_us},  {"pid", 1},  {"tid", track},
+          {"args", std::move(args)}};
+}
+
+}  // namespace
+
+absl::Status WriteTrace(Executor& executor, const Program& program, const std::string& path) {
+  const proto::PlanProto& plan = executor.plan();
+  const proto::ProgramProto& proto = program.proto();
+  const int count = proto.instructions_size();
+  std::vector<double> times(static_cast<size_t>(count) + 1);
+  const Clock::time_point start = Clock::now();
+  const auto now = [&] { return std::chrono::duration<double, std::micro>(Clock::now() - start).count(); };
+  times[0] = now();
+  for (int i = 0; i < count; ++i) {
+    program.RunRange(i, i + 1);
+    executor.backend().Synchronize();
+    times[static_cast<size_t>(i) + 1] = now();
+  }
+
+  Json events = Json::array();
+  for (const auto& [track, name] : {std::pair{kPhaseTrack, "phases"}, {kInstructionTrack, "instructions"}}) {
+    events.push_back({{"name", "thread_name"}, {"ph", "M"}, {"pid", 1}, {"tid", track}, {"args", {{"name", name}}}});
+  }
+  events.push_back({{"name", "process_name"},
+                    {"ph", "M"},
+                    {"pid", 1},
+                    {"args", {{"name", absl::StrCat(plan.model(), " ", proto.name(), " (", plan.target(), ")")}}}});
+  int phase_start = 0;
+  for (int i = 0; i < count; ++i) {
+    const proto::InstructionProto& instruction = proto.instructions(i);
+    const double begin = times[static_cast<size_t>(i)], end = times[static_cast<size_t>(i) + 1];
+    if (i + 1 == count || proto.instructions(i + 1).phase() != instruction.phase()) {
+      events.push_back(Slice(instruction.phase(), kPhaseTrack, times[static_cast<size_t>(phase_start)], end,
+                             {{"instructions", i + 1 - phase_start}}));
+      phase_start = i + 1;
+    }
+    const OpDef* op = FindOp(instruction.op());
+    if (op == nullptr || !op->is_view) {
+      const double seconds = (end - begin) * 1e-6;
+      events.push_back(Slice(instruction.op(), kInstructionTrack, begin, end,
+                             {{"path", instruction.name()},
+                              {"instruction", i},
+                              {"flops", instruction.flops()},
+                              {"bytes", instruction.bytes()},
+                              {"gflops_per_second", static_cast<double>(instruction.flops()) / seconds / 1e9},
+                              {"gbytes_per_second", static_cast<double>(instruction.bytes()) / seconds / 1e9},
+                              {"recompute", instruction.recompute()}}));
+    }
+    std::array<int64_t, kNumMemoryClasses> live = {};
+    for (const int b : LiveBuffers(plan, proto, i)) {
+      live[static_cast<size_t>(plan.buffers(b).memory_class()) - 1] += AlignedBytes(plan, plan.buffers(b).size_bytes());
+    }
+    Json args;
+    for (int c = 0; c < kNumMemoryClasses; ++c) {
+      args[std::string(MemoryClassName(MemoryClassAt(c)))] = live[static_cast<size_t>(c)];
+    }
+    events.push_back({{"name", "live bytes"}, {"ph", "C"}, {"ts", begin}, {"pid", 1}, {"args", std::move(args)}});
+  }
+  const Json trace = {{"traceEvents", std::move(events)}, {"displayTimeUnit", "ms"}};
+  return WriteFile(path, trace.dump());
+}
+
+}  // namespace mt
