@@ -187,9 +187,9 @@ std::vector<OpSample> BinarySamples(Fill fill_b = Fill::kNormal) {
 
 std::vector<OpSample> CastSamples() {
   std::vector<OpSample> samples;
-  for (const auto [from, to] : {std::pair(DType::kF32, DType::kBF16), std::pair(DType::kBF16, DType::kF32),
-                                std::pair(DType::kF32, DType::kF16), std::pair(DType::kF16, DType::kF32),
-                                std::pair(DType::kBF16, DType::kF16), std::pair(DType::kF32, DType::kF32)}) {
+  for (const auto& [from, to] : {std::pair(DType::kF32, DType::kBF16), std::pair(DType::kBF16, DType::kF32),
+                                 std::pair(DType::kF32, DType::kF16), std::pair(DType::kF16, DType::kF32),
+                                 std::pair(DType::kBF16, DType::kF16), std::pair(DType::kF32, DType::kF32)}) {
     samples.push_back({{Sample(from, {5, 19})}, {{"to", to}}});
   }
   samples.push_back({{Sample(DType::kF64, {}, Fill::kProbability)}, {{"to", DType::kF32}}});

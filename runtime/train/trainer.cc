@@ -143,8 +143,8 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(Executor& executor, std
                                                        trainer->sequence_));
       }
     }
-    for (const char* name : training ? std::initializer_list<const char*>{"loss"}
-                                     : std::initializer_list<const char*>{"loss_sum", "count"}) {
+    for (const char* name :
+         training ? std::vector<const char*>{"loss"} : std::vector<const char*>{"loss_sum", "count"}) {
       const BoundTensor* output = program->FindOutput(name);
       if (output == nullptr || output->type != TensorType{DType::kF32, {}}) {
         return absl::InvalidArgumentError(
