@@ -196,8 +196,8 @@ demo_text() {  # demo_text TARGET
   mv "$target.part" "$target"
 }
 
-json_number() {  # json_number FILE KEY: the first number under that key
-  grep -oE "\"$2\": *-?[0-9.eE+-]+" "$1" | head -n 1 | sed 's/.*: *//'
+json_number() {  # json_number KEY: the first number under that key of the JSON on standard input
+  grep -oE "\"$1\": *-?[0-9][0-9.eE+-]*" | head -n 1 | sed 's/.*: *//'
 }
 
 verb_demo() {
@@ -206,16 +206,31 @@ verb_demo() {
   compile mtc mtrun mtcorpus
   mkdir -p $folder
   if [[ -z $text ]]; then
-    text=$folder/proza.txt
+    text=$folder/prose.txt
     [[ -s $text ]] || demo_text $text
+    echo
     echo "The text, $(LC_ALL=C.UTF-8 wc -m <$text) characters of Polish prose, begins:"
-    head -n 6 $text | sed 's/^/    /'
+    head -n 4 $text | sed 's/^/    /'
   fi
   rm -rf $folder/corpus $folder/run
   run $BUILD/bin/mtcorpus prep --input "$text" --out $folder/corpus --tokenizer char
   run $BUILD/bin/mtc compile tiny_char --data $folder/corpus --batch 16 -o $folder/tiny_char.plan
   run $BUILD/bin/mtc inspect $folder/tiny_char.plan
-  run $BUILD/bin/mtrun $folder/tiny_char.plan --data $folder/corpus --steps 200 --lr 2e-3 --measure --out $folder/run
+  run $BUILD/bin/mtrun $folder/tiny_char.plan --data $folder/corpus --steps 200 --lr 3e-3 --warmup 20 --log-every 10 \
+    --measure --out $folder/run
+
+  local loss bigram planned measured
+  loss=$(sed -n '/"val": {/,/}/p' $folder/run/summary.json | json_number loss)
+  bigram=$(sed -n '/"val": {/,/}/p' $folder/run/summary.json | json_number bigram_entropy)
+  planned=$(sed -n '/"planned": {/,/}/p' $folder/run/memory.json | json_number arena_bytes)
+  measured=$(sed -n '/"measured": {/,/}/p' $folder/run/memory.json | json_number arena_bytes)
+  echo
+  printf 'val loss %.4f, bigram cross-entropy of the split %.4f: ' "$loss" "$bigram"
+  awk -v a="$loss" -v b="$bigram" 'BEGIN { exit !(a < b) }' || fail 1 "the model is no better than counting pairs"
+  echo "the model has learnt more than pairs of characters"
+  printf 'memory planned %s bytes, measured %s bytes: ' "$planned" "$measured"
+  grep -q '"agree": true' $folder/run/memory.json || fail 1 "the measurement does not agree with the plan"
+  echo "planned = measured"
 }
 
 main() {
