@@ -301,7 +301,7 @@ absl::Status Run::Train() {
                           {"config", ConfigJson(options_, steps, args_)},
                           {"versions", VersionsJson()},
                           {"hardware", HardwareJson()},
-                          {"command", absl::StrCat("mtrun ", args_.command_line())}};
+                          {"command", args_.command_line()}};
     RETURN_IF_ERROR(WriteFile(out_ + "/" + kSummaryFile, absl::StrCat(summary.dump(2), "\n")));
     rows.push_back({"files", absl::StrCat(out_, "/{metrics.jsonl,memory.json,summary.json,", kWeightsFile, "}")});
   }
