@@ -1,5 +1,5 @@
 // Reverse-mode differentiation of the train graph, from the rows.
-#include <algorithm>
+#include <string>
 #include <vector>
 
 #include "absl/algorithm/container.h"
@@ -47,6 +47,7 @@ class Differentiator {
     builder_.set_path("loss.grad");
     gradients_[loss->value] = builder_.Op("fill", {}, {{"dims", IntList{}}, {"value", 1.0}, {"dtype", type.dtype}});
     held_.insert(gradients_[loss->value].node);
+    named_.insert(gradients_[loss->value].node);
     absl::Status status = builder_.status();
     for (auto node = order_.rbegin(); status.ok() && node != order_.rend(); ++node) {
       if (!(*node)->is_input() && path_.contains(*node)) status = Differentiate(**node);
@@ -90,7 +91,7 @@ class Differentiator {
   absl::Status Differentiate(const Node& node) {
     std::vector<Value> result_grads(static_cast<size_t>(node.num_results()));
     bool arrives = false;
-    builder_.set_path(node.name().empty() ? "" : absl::StrCat(node.name(), ".grad"));
+    builder_.set_path("");
     for (size_t i = 0; i < result_grads.size(); ++i) {
       const Value result = node.result(static_cast<int>(i));
       const auto at = gradients_.find(result);
@@ -132,10 +133,28 @@ class Differentiator {
                                                 operand.type().ToString()));
       }
     }
+    const std::string name = node.name().empty() ? "" : absl::StrCat(node.name(), ".grad");
+    SetNames(operand_grads, name);
+    builder_.set_path(name);
     for (size_t i = 0; i < count; ++i) {
       if (wants[i] && operand_grads[i]) RETURN_IF_ERROR(Contribute(node.operands()[i], operand_grads, i));
     }
     return absl::OkStatus();
+  }
+
+  // Names the new nodes that made `values`.
+  void SetNames(const std::vector<Value>& values, absl::string_view name) {
+    std::vector<Node*> todo;
+    for (const Value& value : values) {
+      if (value) todo.push_back(value.node);
+    }
+    while (!todo.empty()) {
+      Node* node = todo.back();
+      todo.pop_back();
+      if (node->is_input() || node->phase() != Phase::kBackward || !named_.insert(node).second) continue;
+      graph_.SetNodeName(node, name);
+      for (const Value& operand : node->operands()) todo.push_back(operand.node);
+    }
   }
 
   // dy * d node / d operand `index`, summed to the operand's shape where it was broadcast.
@@ -166,6 +185,7 @@ class Differentiator {
       for (Value& other : operand_grads) {
         if (other.node == maker) other.node = accumulating;
       }
+      named_.erase(maker);
       graph_.RemoveNode(maker);
       sum = accumulating->result();
     } else if (!is_first) {
@@ -174,6 +194,7 @@ class Differentiator {
       RETURN_IF_ERROR(builder_.status());
     }
     held_.insert(sum.node);
+    named_.insert(sum.node);
     return absl::OkStatus();
   }
 
@@ -206,6 +227,7 @@ class Differentiator {
   absl::flat_hash_set<const Node*> path_;
   absl::flat_hash_map<Value, Value> gradients_;  // Value -> d loss / d value, as far as it has been summed.
   absl::flat_hash_set<const Node*> held_;        // The nodes that made them.
+  absl::flat_hash_set<const Node*> named_;       // Backward nodes that have their name.
 };
 
 absl::StatusOr<bool> Autodiff(Module& module, const Attrs&, PassContext&) {
