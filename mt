@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The daily verbs: ./mt demo|test|build|bench|lint|help. Everything it does is plain cmake, ninja and ctest, printed as it runs.
 set -euo pipefail
+readonly CALLED_FROM=$PWD
 cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")"
 
 # Debian 12, Debian 13 and Ubuntu 24.04 (universe) use the same names.
@@ -13,7 +14,7 @@ usage() {
 usage: ./mt VERB
 
   demo [TEXT]      Trains a small model on real prose, from nothing: installs, builds, prepares, compiles, runs.
-                   TEXT: your own UTF-8 file instead of the Polish prose from Debian's fortunes-pl.
+                   TEXT: your own UTF-8 file or folder instead of the Polish prose from Debian's fortunes-pl.
   test [ARGS]      Builds and runs the tests; ARGS go to ctest (./mt test -R plan). Ends with what was skipped and why.
   test --mutate    Runs the mutants instead: every planted bug must be caught by a named test.
   build            Installs what is missing and builds into build/; the tools are in build/bin.
@@ -202,7 +203,8 @@ json_number() {  # json_number KEY: the first number under that key of the JSON 
 
 verb_demo() {
   local text=${1:-} folder=$BUILD/demo
-  [[ -z $text || -f $text ]] || fail 4 "$text: no such file"
+  [[ -z $text || $text == /* ]] || text=$CALLED_FROM/$text
+  [[ -z $text || -e $text ]] || fail 4 "$text: no such file"
   compile mtc mtrun mtcorpus
   mkdir -p $folder
   if [[ -z $text ]]; then
