@@ -46,6 +46,7 @@ struct Packing {
   std::vector<int64_t> offsets;   // One for each interval, in the order given.
   int64_t height_bytes = 0;       // Largest offset + rounded size.
   int64_t lower_bound_bytes = 0;  // Largest sum of rounded sizes live at one step.
+  int64_t proved_bytes = 0;       // No packing is lower: at least lower_bound_bytes, more where a search proved more.
   int64_t peak_step = 0;          // The first step with that sum; 0 without buffers.
   PackProof proof = PackProof::kLowerBoundTight;
   int64_t search_work = 0;  // Of PackOptions::search_limit; the same on every run.

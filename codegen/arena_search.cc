@@ -1,0 +1,508 @@
+#include "codegen/arena_search.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <memory>
+#include <numeric>
+#include <thread>
+
+#include "ir/base/check.h"
+
+namespace mt {
+namespace {
+
+constexpr int64_t kPlaced =
+    int64_t{1} << 62;  // Stands for the floor of a buffer that has its offset; above all real ones.
+constexpr int kTableBits = 16;
+
+uint64_t Mix(uint64_t x) {
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+  return x ^ (x >> 31);
+}
+
+// What one buffer with a given floor adds to the hash of a state.
+uint64_t StateHash(int32_t buffer, int64_t floor) {
+  return Mix(static_cast<uint64_t>(buffer + 1) * 0x9e3779b97f4a7c15u + static_cast<uint64_t>(floor));
+}
+
+// Rows of different lengths in one array.
+struct Rows {
+  std::vector<int32_t> begin, items;
+  absl::Span<const int32_t> operator[](int32_t i) const {
+    return absl::MakeConstSpan(items.data() + begin[i], begin[i + 1] - begin[i]);
+  }
+};
+
+// What no order and no state changes; shared by all searches of a problem.
+struct Problem {
+  absl::Span<const SectionBuffer> buffers;
+  int32_t num_sections;
+  Rows neighbours;            // Buffer -> buffers that meet it in time.
+  Rows members;               // Section -> buffers.
+  std::vector<int64_t> load;  // Section -> sum of sizes.
+  std::vector<int64_t> peak;  // Buffer -> largest load over its sections.
+
+  Problem(absl::Span<const SectionBuffer> the_buffers, int32_t sections)
+      : buffers(the_buffers), num_sections(sections), load(sections), peak(the_buffers.size()) {
+    const int32_t n = static_cast<int32_t>(buffers.size());
+    std::vector<std::vector<int32_t>> by_section(num_sections);
+    for (int32_t i = 0; i < n; ++i) {
+      CHECK(buffers[i].size > 0 && 0 <= buffers[i].lo && buffers[i].lo <= buffers[i].hi && buffers[i].hi < sections);
+      for (int32_t s = buffers[i].lo; s <= buffers[i].hi; ++s) {
+        by_section[s].push_back(i);
+        load[s] += buffers[i].size;
+      }
+    }
+    for (const auto& row : by_section) {
+      members.begin.push_back(members.items.size());
+      members.items.insert(members.items.end(), row.begin(), row.end());
+    }
+    members.begin.push_back(members.items.size());
+    for (int32_t i = 0; i < n; ++i) {
+      peak[i] = *std::max_element(load.begin() + buffers[i].lo, load.begin() + buffers[i].hi + 1);
+      neighbours.begin.push_back(neighbours.items.size());
+      // Those live where i begins, then those that begin later.
+      for (const int32_t j : members[buffers[i].lo]) {
+        if (j != i) neighbours.items.push_back(j);
+      }
+      for (int32_t s = buffers[i].lo + 1; s <= buffers[i].hi; ++s) {
+        for (const int32_t j : members[s]) {
+          if (buffers[j].lo == s) neighbours.items.push_back(j);
+        }
+      }
+    }
+    neighbours.begin.push_back(neighbours.items.size());
+  }
+};
+
+// One depth-first search at a time; its memory is reused by the next.
+class DepthFirst {
+ public:
+  explicit DepthFirst(const Problem& problem)
+      : problem_(problem),
+        n_(static_cast<int32_t>(problem.buffers.size())),
+        rank_(n_),
+        twin_(n_),
+        floor_(n_),
+        offset_(n_),
+        latest_(problem.num_sections),
+        unplaced_(problem.num_sections),
+        cuts_(problem.num_sections),
+        witness_(problem.num_sections),
+        failures_(problem.num_sections),
+        table_(size_t{1} << kTableBits) {}
+
+  // Searches with ties at equal offsets broken by `order`, first to last, for at most `work_limit` units.
+  // `stop` makes it give up early (kLimit).
+  SearchResult Run(absl::Span<const int32_t> order, int64_t capacity, int64_t work_limit,
+                   const std::function<bool()>& stop) {
+    ++generation_;
+    work_ = 0;
+    work_limit_ = work_limit;
+    next_stop_check_ = 4096;
+    stop_ = &stop;
+    stack_.clear();
+    undo_.clear();
+    candidates_.clear();
+    std::fill(failures_.begin(), failures_.end(), 0);
+    std::fill(floor_.begin(), floor_.end(), 0);
+    std::fill(unplaced_.begin(), unplaced_.end(), 0);
+    std::fill(cuts_.begin(), cuts_.end(), 0);
+    std::fill(witness_.begin(), witness_.end(), 0);
+    for (int32_t s = 0; s < problem_.num_sections; ++s) {
+      latest_[s] = capacity - problem_.load[s];
+      if (latest_[s] < 0) return SearchResult::kInfeasible;
+    }
+    for (int32_t i = 0; i < n_; ++i) {
+      rank_[order[i]] = i;
+      for (int32_t s = problem_.buffers[i].lo; s <= problem_.buffers[i].hi; ++s) ++unplaced_[s];
+      for (int32_t s = problem_.buffers[i].lo; s < problem_.buffers[i].hi; ++s) ++cuts_[s];
+    }
+    FindTwins(order);
+    stack_.assign(order.begin(), order.end());
+    return Split(0, problem_.num_sections - 1, 0, n_);
+  }
+
+  const std::vector<int64_t>& offsets() const { return offset_; }
+  const std::vector<int64_t>& failures() const { return failures_; }  // Section -> times that it refused a placement.
+  int64_t work() const { return work_; }
+
+ private:
+  struct Undo {
+    int32_t buffer;
+    int64_t floor;
+  };
+  struct Candidate {
+    int64_t floor;
+    int32_t rank, buffer;
+    bool operator<(const Candidate& other) const {
+      return floor != other.floor ? floor < other.floor : rank < other.rank;
+    }
+  };
+  // A state (buffers left and their floors) from which nothing at (offset, rank) or later was found.
+  struct Failed {
+    uint64_t hash = 0;
+    int64_t offset = 0;
+    int32_t rank = 0, generation = 0;
+  };
+
+  // Of buffers that are alike in all, only the first in the order that is left may be placed.
+  void FindTwins(absl::Span<const int32_t> order) {
+    std::vector<int32_t> sorted(order.begin(), order.end());
+    const auto key = [this](int32_t i) {
+      const SectionBuffer& b = problem_.buffers[i];
+      return std::array<int64_t, 3>{b.lo, b.hi, b.size};
+    };
+    std::sort(sorted.begin(), sorted.end(), [&](int32_t a, int32_t b) {
+      const auto ka = key(a), kb = key(b);
+      return ka != kb ? ka < kb : rank_[a] < rank_[b];
+    });
+    for (int32_t i = 0; i < n_; ++i) {
+      twin_[sorted[i]] = i > 0 && key(sorted[i - 1]) == key(sorted[i]) ? sorted[i - 1] : -1;
+    }
+  }
+
+  // Solves the sections first..last, whose buffers are among `count` entries of the stack, in the parts that no
+  // unplaced buffer connects.
+  SearchResult Split(int32_t first, int32_t last, size_t begin, int32_t count) {
+    for (int32_t a = first; a <= last;) {
+      int32_t b = a;
+      while (b < last && cuts_[b] > 0) ++b;
+      const size_t base = stack_.size();
+      uint64_t hash = 0;
+      for (int32_t i = 0; i < count; ++i) {
+        const int32_t x = stack_[begin + i];
+        if (floor_[x] == kPlaced || problem_.buffers[x].lo < a || problem_.buffers[x].hi > b) continue;
+        stack_.push_back(x);
+        hash += StateHash(x, floor_[x]);
+      }
+      const int32_t live = static_cast<int32_t>(stack_.size() - base);
+      if (live > 0) {
+        const SearchResult result = Place(a, b, base, live, live, -1, -1, hash);
+        stack_.resize(base);
+        if (result != SearchResult::kFound) return result;
+      }
+      a = b + 1;
+    }
+    return SearchResult::kFound;
+  }
+
+  // Whether x may still be placed at its floor: canonical order passes over what lies before (offset, rank).
+  bool Open(int32_t x, int64_t offset, int32_t rank) const {
+    return floor_[x] > offset || (floor_[x] == offset && rank_[x] > rank);
+  }
+
+  // Whether the sections of b and those beside it could still hold what is left once b is at its floor.
+  bool CanPlace(int32_t b) {
+    const SectionBuffer& buffer = problem_.buffers[b];
+    const int64_t floor = floor_[b], top = floor + buffer.size;
+    for (int32_t s = buffer.lo; s <= buffer.hi; ++s) {
+      if (floor > latest_[s]) return ++failures_[s], false;
+    }
+    for (int32_t s = buffer.lo - 1; s >= 0 && cuts_[s] > 0; --s) {
+      const int verdict = Beside(s, top, [&](const SectionBuffer& x) { return x.hi >= buffer.lo; });
+      if (verdict < 0) return ++failures_[s], false;
+      if (verdict == 0) break;
+    }
+    for (int32_t s = buffer.hi + 1; s < problem_.num_sections && cuts_[s - 1] > 0; ++s) {
+      const int verdict = Beside(s, top, [&](const SectionBuffer& x) { return x.lo <= buffer.hi; });
+      if (verdict < 0) return ++failures_[s], false;
+      if (verdict == 0) break;
+    }
+    return true;
+  }
+
+  // A section beside a buffer with this top: 1 where a buffer that it does not lift keeps the section possible, 0 where
+  // it lifts none (nor in sections farther away), -1 where the section becomes impossible.
+  template <typename Lifts>
+  int Beside(int32_t s, int64_t top, const Lifts& lifts) {
+    if (top <= latest_[s]) return 1;
+    bool any = false;
+    for (const int32_t x : problem_.members[s]) {
+      if (floor_[x] == kPlaced) continue;
+      if (lifts(problem_.buffers[x])) {
+        any = true;
+      } else if (floor_[x] <= latest_[s]) {
+        return 1;
+      }
+    }
+    return any ? -1 : 0;
+  }
+
+  // Every section needs a buffer to come next that leaves room for all the others: one that is open with a floor of at
+  // most `latest`, or one passed over if it can rest on the lowest top to come. Returns the smallest `latest`, or -1.
+  int64_t CheckSections(int32_t first, int32_t last, int64_t offset, int32_t rank, int64_t lowest_top) {
+    int64_t limit = kPlaced;
+    for (int32_t s = first; s <= last; ++s) {
+      if (unplaced_[s] == 0) continue;
+      const int64_t latest = latest_[s];
+      limit = std::min(limit, latest);
+      if (lowest_top <= latest) continue;
+      const int32_t hint = witness_[s];
+      if (floor_[hint] <= latest && Open(hint, offset, rank) && problem_.buffers[hint].lo <= s &&
+          s <= problem_.buffers[hint].hi) {
+        continue;
+      }
+      bool found = false;
+      for (const int32_t x : problem_.members[s]) {
+        if (floor_[x] <= latest && Open(x, offset, rank)) {
+          witness_[s] = x;
+          found = true;
+          break;
+        }
+      }
+      if (!found) return ++failures_[s], -1;
+    }
+    return limit;
+  }
+
+  // Places the `live` unplaced buffers among stack_[base .. base + length), all of whose sections are first..last, at
+  // (offset, rank) or later in canonical order.
+  SearchResult Place(int32_t first, int32_t last, size_t base, int32_t length, int32_t live, int64_t offset,
+                     int32_t rank, uint64_t hash) {
+    work_ += 4 + (length + last - first) / 16;
+    if (work_ > work_limit_) return SearchResult::kLimit;
+    if (work_ >= next_stop_check_) {
+      if ((*stop_)()) return SearchResult::kLimit;
+      next_stop_check_ = work_ + 4096;
+    }
+    Failed& failed = table_[(hash * 0x9e3779b97f4a7c15u) >> (64 - kTableBits)];
+    if (failed.generation == generation_ && failed.hash == hash &&
+        (failed.offset < offset || (failed.offset == offset && failed.rank <= rank))) {
+      return SearchResult::kInfeasible;
+    }
+    const size_t stack_size = stack_.size(), candidates_begin = candidates_.size();
+    if (live * 2 < length) {
+      for (int32_t i = 0; i < length; ++i) {
+        const int32_t x = stack_[base + i];
+        if (floor_[x] != kPlaced) stack_.push_back(x);
+      }
+      base = stack_size;
+      length = live;
+    }
+    // No buffer goes to or above the lowest top that an unplaced one could have: that one would fit underneath.
+    int64_t lowest_top = kPlaced;
+    for (int32_t i = 0; i < length; ++i) {
+      const int32_t x = stack_[base + i];
+      if (floor_[x] >= lowest_top) continue;
+      lowest_top = std::min(lowest_top, floor_[x] + problem_.buffers[x].size);
+      if (Open(x, offset, rank)) candidates_.push_back({floor_[x], rank_[x], x});
+    }
+    const int64_t limit = CheckSections(first, last, offset, rank, lowest_top);
+    size_t end = candidates_begin;
+    for (size_t i = candidates_begin; i < candidates_.size(); ++i) {
+      if (candidates_[i].floor < lowest_top && candidates_[i].floor <= limit) candidates_[end++] = candidates_[i];
+    }
+    candidates_.resize(end);
+    std::sort(candidates_.begin() + candidates_begin, candidates_.end());
+
+    SearchResult result = SearchResult::kInfeasible;
+    for (size_t i = candidates_begin; i < end && result == SearchResult::kInfeasible; ++i) {
+      const int32_t b = candidates_[i].buffer;
+      if (twin_[b] >= 0 && floor_[twin_[b]] != kPlaced) continue;
+      ++work_;
+      if (!CanPlace(b)) continue;
+      bool covered = false;
+      result = PlaceOne(b, candidates_[i].rank, first, last, base, length, live, hash, covered);
+      if (!covered) break;  // Nothing comes above b: no other choice can do better here.
+    }
+    candidates_.resize(candidates_begin);
+    stack_.resize(stack_size);
+    if (result == SearchResult::kInfeasible) failed = {hash, offset, rank, generation_};
+    return result;
+  }
+
+  // Puts b at its floor, places the rest, and takes b back. covered: whether an unplaced buffer meets b in time.
+  SearchResult PlaceOne(int32_t b, int32_t rank, int32_t first, int32_t last, size_t base, int32_t length, int32_t live,
+                        uint64_t hash, bool& covered) {
+    const SectionBuffer& buffer = problem_.buffers[b];
+    const int64_t offset = floor_[b], top = offset + buffer.size;
+    const size_t undo_size = undo_.size();
+    hash -= StateHash(b, offset);
+    for (const int32_t x : problem_.neighbours[b]) {
+      if (floor_[x] == kPlaced) continue;
+      covered = true;
+      if (floor_[x] >= top) continue;
+      undo_.push_back({x, floor_[x]});
+      hash += StateHash(x, top) - StateHash(x, floor_[x]);
+      floor_[x] = top;
+    }
+    floor_[b] = kPlaced;
+    offset_[b] = offset;
+    for (int32_t s = buffer.lo; s <= buffer.hi; ++s) {
+      latest_[s] += buffer.size;
+      --unplaced_[s];
+    }
+    bool split = false;
+    for (int32_t s = buffer.lo; s < buffer.hi; ++s) split |= --cuts_[s] == 0;
+
+    SearchResult result = SearchResult::kFound;
+    if (live > 1) {
+      result =
+          split ? Split(first, last, base, length) : Place(first, last, base, length, live - 1, offset, rank, hash);
+    }
+
+    for (int32_t s = buffer.lo; s < buffer.hi; ++s) ++cuts_[s];
+    for (int32_t s = buffer.lo; s <= buffer.hi; ++s) {
+      latest_[s] -= buffer.size;
+      ++unplaced_[s];
+    }
+    floor_[b] = offset;
+    for (; undo_.size() > undo_size; undo_.pop_back()) floor_[undo_.back().buffer] = undo_.back().floor;
+    return result;
+  }
+
+  const Problem& problem_;
+  const int32_t n_;
+  std::vector<int32_t> rank_;      // Buffer -> position in the order of this run.
+  std::vector<int32_t> twin_;      // Buffer -> the identical one before it in the order, or -1.
+  std::vector<int64_t> floor_;     // Buffer -> highest top of the placed buffers that meet it, or kPlaced.
+  std::vector<int64_t> offset_;    // Buffer -> its offset while placed.
+  std::vector<int64_t> latest_;    // Section -> capacity less the sizes of its unplaced buffers.
+  std::vector<int32_t> unplaced_;  // Section -> number of unplaced buffers.
+  std::vector<int32_t> cuts_;      // Section s -> unplaced buffers live both in s and s + 1.
+  std::vector<int32_t> witness_;   // Section -> the buffer that last satisfied CheckSections: a hint, never undone.
+  std::vector<int64_t> failures_;
+  std::vector<Failed> table_;
+  std::vector<int32_t> stack_;
+  std::vector<Undo> undo_;
+  std::vector<Candidate> candidates_;
+  int32_t generation_ = 0;
+  int64_t work_ = 0, work_limit_ = 0, next_stop_check_ = 0;
+  const std::function<bool()>* stop_ = nullptr;
+};
+
+// Orders of buffers: weighted sums of the logarithms of peak load, duration and size, noise, and the failures of
+// sections.
+struct Weights {
+  double peak, duration, size, noise, failure;
+};
+
+// The first complete orders: duration, area and peak first in turn, and balanced ones.
+constexpr Weights kComplete[] = {
+    {1e-3, 1, 1e-6, 0, 0}, {1e3, 1, 1, 0, 0}, {1e3, 1, 1e-3, 0, 0}, {1e-6, 1, 1, 0, 0}, {4, 1, 0.5, 0, 0}};
+
+// The base-2 logarithm, linear between powers of two: unlike std::log the same on every machine.
+double RoughLog2(int64_t x) {
+  int exponent;
+  const double mantissa = std::frexp(static_cast<double>(x), &exponent);
+  return exponent + 2 * mantissa - 2;
+}
+
+std::vector<int32_t> MakeOrder(const Problem& problem, const Weights& weights, const std::vector<double>& failures,
+                               uint64_t seed) {
+  const size_t n = problem.buffers.size();
+  double worst = 1;
+  for (const double f : failures) worst = std::max(worst, f);
+  std::vector<double> key(n);
+  for (size_t i = 0; i < n; ++i) {
+    const SectionBuffer& b = problem.buffers[i];
+    double failure = 0;
+    if (weights.failure > 0) failure = *std::max_element(failures.begin() + b.lo, failures.begin() + b.hi + 1) / worst;
+    const double noise = static_cast<double>(Mix(seed * 0x9e3779b97f4a7c15u + i) >> 11) * 0x1p-53;
+    key[i] = weights.peak * RoughLog2(problem.peak[i]) + weights.duration * RoughLog2(b.duration) +
+             weights.size * RoughLog2(b.size) + weights.noise * noise + weights.failure * failure;
+  }
+  std::vector<int32_t> order(n);
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return key[a] > key[b]; });
+  return order;
+}
+
+// The k-th restart's weights.
+Weights RestartWeights(uint64_t k) {
+  const uint64_t bits = Mix(k + 1);
+  return {std::ldexp(1.0, static_cast<int>(bits % 7) * 2 - 2), static_cast<double>((bits >> 8) % 5) * 0.5,
+          static_cast<double>((bits >> 16) % 5) * 0.25, 0.3, static_cast<double>((bits >> 24) % 4) * 10 / 3};
+}
+
+}  // namespace
+
+int32_t ComputeSections(absl::Span<const int64_t> firsts, absl::Span<const int64_t> lasts,
+                        absl::Span<SectionBuffer> buffers) {
+  const int32_t n = static_cast<int32_t>(firsts.size());
+  std::vector<int32_t> births(n), deaths(n);
+  std::iota(births.begin(), births.end(), 0);
+  deaths = births;
+  std::sort(births.begin(), births.end(), [&](int32_t a, int32_t b) { return firsts[a] < firsts[b]; });
+  std::sort(deaths.begin(), deaths.end(), [&](int32_t a, int32_t b) { return lasts[a] < lasts[b]; });
+  int32_t section = 0, next_death = 0;
+  bool death = false;
+  for (const int32_t b : births) {
+    for (; lasts[deaths[next_death]] < firsts[b]; ++next_death) {
+      buffers[deaths[next_death]].hi = section;
+      death = true;
+    }
+    if (death) ++section;
+    death = false;
+    buffers[b].lo = section;
+  }
+  for (; next_death < n; ++next_death) buffers[deaths[next_death]].hi = section;
+  return n == 0 ? 0 : section + 1;
+}
+
+SearchOutcome SearchCapacity(absl::Span<const SectionBuffer> buffers, int32_t num_sections, int64_t capacity,
+                             int64_t work_limit, int threads) {
+  SearchOutcome outcome;
+  if (buffers.empty()) {
+    outcome.result = SearchResult::kFound;
+    return outcome;
+  }
+  const Problem problem(buffers, num_sections);
+  // A batch is a complete search and several restarts, all from the failures of the batches before, so that the outcome
+  // depends on neither the number of threads nor their speed: it is that of the first run in the batch to decide.
+  constexpr int kBatch = 8;
+  struct Slot {
+    SearchResult result = SearchResult::kLimit;
+    std::vector<int64_t> offsets, failures;
+    int64_t work = 0;
+  };
+  std::vector<std::unique_ptr<DepthFirst>> workers(std::clamp(threads, 1, kBatch));
+  std::vector<double> failures(num_sections);
+  const int64_t restart_limit = 4096 + int64_t{64} * static_cast<int64_t>(buffers.size());
+  uint64_t restarts = 0;
+  for (int64_t batch = 0; outcome.work < work_limit; ++batch) {
+    std::array<Slot, kBatch> slots;
+    std::atomic<int> next = 0, decided = kBatch;
+    const auto work = [&](int worker) {
+      if (workers[worker] == nullptr) workers[worker] = std::make_unique<DepthFirst>(problem);
+      DepthFirst& search = *workers[worker];
+      for (int i = next++; i < kBatch && i < decided.load(); i = next++) {
+        Slot& slot = slots[i];
+        const bool complete = i == 0;
+        const Weights weights = complete ? kComplete[batch % std::size(kComplete)] : RestartWeights(restarts + i);
+        const int64_t limit = complete ? std::max(restart_limit, outcome.work / 8) : restart_limit;
+        slot.result = search.Run(MakeOrder(problem, weights, failures, restarts + i), capacity, limit,
+                                 [&] { return decided.load() < i; });
+        slot.work = search.work();
+        slot.failures = search.failures();
+        if (slot.result == SearchResult::kLimit) continue;
+        if (slot.result == SearchResult::kFound) slot.offsets = search.offsets();
+        for (int seen = decided.load(); i < seen && !decided.compare_exchange_weak(seen, i);) {
+        }
+      }
+    };
+    std::vector<std::thread> helpers;
+    for (size_t w = 1; w < workers.size(); ++w) helpers.emplace_back(work, static_cast<int>(w));
+    work(0);
+    for (std::thread& helper : helpers) helper.join();
+    restarts += kBatch;
+    for (double& f : failures) f *= 0.5;
+    for (int i = 0; i < std::min(kBatch, decided.load() + 1); ++i) {
+      outcome.work += slots[i].work;
+      for (int32_t s = 0; s < num_sections; ++s) failures[s] += static_cast<double>(slots[i].failures[s]);
+    }
+    if (decided.load() < kBatch) {
+      outcome.result = slots[decided.load()].result;
+      outcome.offsets = std::move(slots[decided.load()].offsets);
+      break;
+    }
+  }
+  return outcome;
+}
+
+}  // namespace mt
