@@ -18,6 +18,27 @@ int64_t CpuMatmulWorkspace(absl::Span<const TensorType> operands, absl::Span<con
   return tiling.slots * tiling.slot_bytes;
 }
 
+int64_t F32Bytes(int64_t elements) { return elements * ByteSize(DType::kF32); }
+
+// Column sums of each chunk of rows: of dgamma and dbeta, or of dgamma alone.
+int64_t CpuNormBackwardWorkspace(absl::Span<const TensorType>, absl::Span<const TensorType> results, const Attrs&) {
+  const int64_t width = results[0].dim(-1);
+  return F32Bytes(CpuRowChunks(results[0].num_elements() / width).count * width *
+                  (static_cast<int64_t>(results.size()) - 1));
+}
+
+// Loss and count of each chunk of rows, in f64.
+int64_t CpuLossWorkspace(absl::Span<const TensorType> operands, absl::Span<const TensorType>, const Attrs&) {
+  return CpuRowChunks(operands[1].num_elements()).count * 2 * ByteSize(DType::kF64);
+}
+
+// The sum of squares of each chunk of each operand, in f64.
+int64_t CpuGlobalNormWorkspace(absl::Span<const TensorType> operands, absl::Span<const TensorType>, const Attrs&) {
+  int64_t chunks = 0;
+  for (const TensorType& operand : operands) chunks += CeilDiv(operand.num_elements(), kCpuNormChunk);
+  return chunks * ByteSize(DType::kF64);
+}
+
 struct WorkspaceRow {
   absl::string_view target;  // Prefix: "cuda" stands for every architecture.
   absl::string_view op;
@@ -25,9 +46,18 @@ struct WorkspaceRow {
 };
 constexpr WorkspaceRow kRows[] = {
     {"cpu", "matmul", CpuMatmulWorkspace},
+    {"cpu", "layer_norm_backward", CpuNormBackwardWorkspace},
+    {"cpu", "rms_norm_backward", CpuNormBackwardWorkspace},
+    {"cpu", "softmax_cross_entropy", CpuLossWorkspace},
+    {"cpu", "global_norm", CpuGlobalNormWorkspace},
 };
 
 }  // namespace
+
+RowChunks CpuRowChunks(int64_t rows) {
+  const int64_t chunk = std::max<int64_t>(32, CeilDiv(rows, 64));
+  return {.rows = chunk, .count = CeilDiv(rows, chunk)};
+}
 
 CpuMatmulTiling TileCpuMatmul(absl::Span<const TensorType> operands, const Attrs& attrs) {
   const TensorType &a = operands[0], &b = operands[1];

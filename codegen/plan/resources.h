@@ -25,6 +25,16 @@ struct CpuMatmulTiling {
 };
 CpuMatmulTiling TileCpuMatmul(absl::Span<const TensorType> operands, const Attrs& attrs);
 
+// How the CPU cuts sums over rows: at most 64 chunks of at least 32 rows, each with its own partial sums.
+struct RowChunks {
+  int64_t rows;  // Of one chunk; the last may be smaller.
+  int64_t count;
+};
+RowChunks CpuRowChunks(int64_t rows);
+
+// Elements of one partial sum of global_norm.
+inline constexpr int64_t kCpuNormChunk = int64_t{64} << 10;
+
 }  // namespace mt
 
 #endif  // MT_CODEGEN_PLAN_RESOURCES_H_
