@@ -192,7 +192,7 @@ TEST(Bpe, IncrementalCountsEqualRecounting) {
 
 TEST(Bpe, SplitsWordsAsGpt2) {
   // With no merges but whole words, tokens never cross the pattern's words.
-  const auto tokenizer = Train("bpe:2000", absl::StrCat(kText, kText, kText));
+  const auto tokenizer = Train("bpe:2000", absl::StrCat(kText, kText, "isn't\nisn't\nisn't\ndon't\ndon't\ndon't\n"));
   const auto pieces = [&](absl::string_view text) {
     std::vector<std::string> out;
     for (const int32_t id : tokenizer->Encode(text)) out.emplace_back(tokenizer->TokenBytes(id));
@@ -274,7 +274,7 @@ TEST(Tokenizer, SavedAndLoadedIsTheSame) {
       EXPECT_EQ(loaded->Encode(text), tokenizer->Encode(text));
     }
   }
-  EXPECT_NE(Train("bpe:500", kText)->hash(), Train("bpe:499", kText)->hash());
+  EXPECT_NE(Train("bpe:265", kText)->hash(), Train("bpe:264", kText)->hash());
   std::filesystem::remove_all(folder);
 }
 

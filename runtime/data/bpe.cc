@@ -230,6 +230,7 @@ class BpeTokenizer : public Tokenizer {
   mutable absl::flat_hash_map<std::string, Cached> cache_;
   mutable std::vector<int32_t> cached_ids_;
   mutable std::vector<Symbol> symbols_;  // Of MergeWord.
+  mutable std::vector<Candidate> heap_;
 };
 
 void BpeTokenizer::EncodeWord(absl::string_view word, std::vector<int32_t>* ids) const {
@@ -267,16 +268,20 @@ void BpeTokenizer::MergeWord(absl::string_view word, std::vector<int32_t>* ids) 
     symbols_.push_back({byte_ids_[static_cast<uint8_t>(word[static_cast<size_t>(i)])], i - 1, i + 1 < n ? i + 1 : -1});
   }
   const auto at = [this](int32_t i) -> Symbol& { return symbols_[static_cast<size_t>(i)]; };
-  std::priority_queue<Candidate> queue;
+  std::vector<Candidate>& heap = heap_;
+  heap.clear();
   const auto consider = [&](int32_t i) {
     if (i < 0 || at(i).next < 0) return;
     const auto found = by_pair_.find(Pair(at(i).id, at(at(i).next).id));
-    if (found != by_pair_.end()) queue.push({found->second.rank, i, found->second.id});
+    if (found == by_pair_.end()) return;
+    heap.push_back({found->second.rank, i, found->second.id});
+    std::push_heap(heap.begin(), heap.end());
   };
   for (int32_t i = 0; i < n; ++i) consider(i);
-  while (!queue.empty()) {
-    const Candidate top = queue.top();
-    queue.pop();
+  while (!heap.empty()) {
+    std::pop_heap(heap.begin(), heap.end());
+    const Candidate top = heap.back();
+    heap.pop_back();
     Symbol& left = at(top.position);
     if (left.id < 0 || left.next < 0) continue;
     Symbol& right = at(left.next);

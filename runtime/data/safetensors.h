@@ -28,7 +28,7 @@ absl::string_view SafetensorsTypeName(SafetensorsType type);
 struct SafetensorsTensor {
   std::string name;
   SafetensorsType type = SafetensorsType::kF32;
-  std::vector<int64_t> shape;  // Empty: a scalar.
+  std::vector<int64_t> shape = {};  // Empty: a scalar.
   // Set by reader and writer: the bytes' place in the data section.
   int64_t offset = 0;
   int64_t size_bytes = 0;
