@@ -95,7 +95,7 @@ class Occupancy {
       const int64_t gap = next - at;
       if (next == kLimit) return best >= 0 ? best : at;
       if (gap >= buffer.size) {
-        if (!best_fit) return at;
+        if (!best_fit || gap == buffer.size) return at;
         if (gap < best_gap) {
           best = at;
           best_gap = gap;
@@ -278,8 +278,9 @@ void Construct(Component& component, int64_t target, int threads) {
     }
     return;
   }
-  constexpr int kCount = static_cast<int>(std::size(kCombos));
-  std::array<Decoded, kCount> results;
+  constexpr int kAll = static_cast<int>(std::size(kCombos));
+  const int count = n > 30'000 ? kAll / 2 : kAll;
+  std::array<Decoded, kAll> results;
   // A packing may stop when it is above one that is complete: it could only lose. Equal ones are all kept, and the
   // first of them wins.
   std::atomic<int64_t> bound = kLimit;
@@ -291,9 +292,9 @@ void Construct(Component& component, int64_t target, int threads) {
     }
     return results[i].height <= target;
   };
-  if (!run(0)) RunInOrder(kCount - 1, n < 1000 ? 1 : threads, [&](int i) { return run(i + 1); });
+  if (!run(0)) RunInOrder(count - 1, n < 1000 ? 1 : threads, [&](int i) { return run(i + 1); });
   int best = -1;
-  for (int i = 0; i < kCount; ++i) {
+  for (int i = 0; i < count; ++i) {
     if (results[i].offsets.size() == n && (best < 0 || results[i].height < results[best].height)) best = i;
   }
   component.height = results[best].height;
