@@ -1,0 +1,181 @@
+#include "codegen/doctor.h"
+
+#include <sched.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <limits>
+#include <memory>
+#include <optional>
+#include <system_error>
+#include <utility>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
+#include "codegen/compile.h"
+#include "codegen/plan/plan.h"
+#include "codegen/plan/plan_verifier.h"
+#include "google/protobuf/stubs/common.h"
+#include "ir/base/file.h"
+#include "ir/base/paths.h"
+#include "ir/base/status_macros.h"
+#include "ir/base/units.h"
+#include "ir/builder.h"
+#include "models/model.h"
+#include "oneapi/dnnl/dnnl_version.h"
+
+namespace mt {
+namespace {
+
+namespace fs = std::filesystem;
+using Verdict = Diagnosis::Verdict;
+
+// "" where the file is not there.
+std::string Read(const std::string& path) { return ReadFile(path, 1 << 22).value_or(""); }
+
+// The value of the first line "KEY ... : VALUE" of a /proc file.
+std::string Field(const std::string& text, absl::string_view key) {
+  for (const absl::string_view line : absl::StrSplit(text, '\n')) {
+    const std::pair<absl::string_view, absl::string_view> parts = absl::StrSplit(line, absl::MaxSplits(':', 1));
+    if (absl::StripAsciiWhitespace(parts.first) == key) return std::string(absl::StripAsciiWhitespace(parts.second));
+  }
+  return "";
+}
+
+Diagnosis Cpu() {
+  const std::string info = Read("/proc/cpuinfo");
+  const std::vector<std::string> flags = absl::StrSplit(Field(info, "flags"), ' ', absl::SkipEmpty());
+  std::vector<std::string> features;
+  for (const char* feature : {"avx2", "fma", "f16c", "avx512f", "avx512_bf16", "amx_bf16"}) {
+    if (std::find(flags.begin(), flags.end(), feature) != flags.end()) features.push_back(feature);
+  }
+  std::string model = Field(info, "model name");
+  if (model.empty()) model = "unknown model";
+  if (std::find(features.begin(), features.end(), "avx2") == features.end()) {
+    return {Verdict::kWarn, "cpu", absl::StrCat(model, ", without AVX2: it works, slowly")};
+  }
+  return {Verdict::kOk, "cpu", absl::StrCat(model, " (", absl::StrJoin(features, " "), ")")};
+}
+
+Diagnosis Cores() {
+  const int64_t all = sysconf(_SC_NPROCESSORS_ONLN);
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  int64_t usable = sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : all;
+  std::string why;
+  // cgroup v2: "QUOTA PERIOD" in microseconds, or "max PERIOD".
+  const std::vector<std::string> quota =
+      absl::StrSplit(Read("/sys/fs/cgroup/cpu.max"), absl::ByAnyChar(" \n"), absl::SkipEmpty());
+  int64_t used = 0, period = 0;
+  if (quota.size() == 2 && absl::SimpleAtoi(quota[0], &used) && absl::SimpleAtoi(quota[1], &period) && period > 0) {
+    const int64_t limit = std::max<int64_t>(1, (used + period - 1) / period);
+    if (limit < usable) why = ", by the cgroup's limit";
+    usable = std::min(usable, limit);
+  }
+  if (why.empty() && usable < all) why = ", by affinity";
+  return {Verdict::kOk, "cores", absl::StrCat(usable, " of ", all, " usable", why)};
+}
+
+Diagnosis Memory() {
+  const std::string available = Field(Read("/proc/meminfo"), "MemAvailable");
+  int64_t kib = 0;
+  if (!absl::SimpleAtoi(absl::StripSuffix(available, " kB"), &kib)) {
+    return {Verdict::kWarn, "memory", "/proc/meminfo does not say how much is available"};
+  }
+  int64_t bytes = kib * 1024, limit = 0, current = 0;
+  std::string why;
+  if (absl::SimpleAtoi(Read("/sys/fs/cgroup/memory.max"), &limit) &&
+      absl::SimpleAtoi(Read("/sys/fs/cgroup/memory.current"), &current) && limit - current < bytes) {
+    bytes = std::max<int64_t>(0, limit - current);
+    why = ", by the cgroup's limit";
+  }
+  const bool enough = bytes >= int64_t{1} << 30;
+  return {enough ? Verdict::kOk : Verdict::kWarn, "memory",
+          absl::StrCat(FormatBytes(bytes), " available", why, enough ? "" : ": enough for the smallest models only")};
+}
+
+Diagnosis Libraries() {
+  return {Verdict::kOk, "libraries",
+          absl::StrCat("built with oneDNN ", DNNL_VERSION_MAJOR, ".", DNNL_VERSION_MINOR, ".", DNNL_VERSION_PATCH,
+                       ", protobuf ", google::protobuf::internal::VersionString(GOOGLE_PROTOBUF_VERSION))};
+}
+
+Diagnosis Gpu() {
+  std::error_code error;
+  const bool found = fs::exists("/dev/nvidiactl", error);
+  return {Verdict::kOk, "gpu",
+          found ? "one is there, but this version runs on the CPU only" : "none found; this version runs on the CPU"};
+}
+
+Diagnosis Zoo() {
+  const std::vector<std::string> zoo = ZooModels();
+  if (zoo.empty()) {
+    return {Verdict::kFix, "zoo",
+            absl::StrCat("no models in ", ModelsFolder(), "; install again or run from the checkout")};
+  }
+  return {Verdict::kOk, "zoo", absl::StrCat(zoo.size(), " models in ", ModelsFolder())};
+}
+
+Diagnosis Runner() {
+  const std::string path = absl::StrCat(ExecutableFolder(), "/mtrun");
+  if (access(path.c_str(), X_OK) != 0) {
+    return {Verdict::kFix, "mtrun", absl::StrCat("not at ", path, "; build it with ./mt build")};
+  }
+  return {Verdict::kOk, "mtrun", path};
+}
+
+// A linear regression: one matmul, a squared error.
+absl::StatusOr<std::unique_ptr<Module>> TinyModule() {
+  auto module = std::make_unique<Module>("tiny");
+  const TensorType x_type{DType::kF32, {4, 8}}, w_type{DType::kF32, {8, 4}};
+  RETURN_IF_ERROR(module->AddState({.name = "w",
+                                    .type = w_type,
+                                    .logical_dims = w_type.dims,
+                                    .role = Role::kParameter,
+                                    .init = {.kind = Init::Kind::kNormal, .stddev = 0.02}}));
+  Graph& graph = *module->AddGraph("train");
+  Builder builder(graph);
+  const Value x = builder.Input("x", x_type, Role::kData);
+  const Value w = builder.Input("w", w_type, Role::kParameter);
+  const Value y = builder.Op("matmul", {x, w}, {}, "y");
+  const Value loss = builder.Op("reduce_mean", {builder.Mul(y, y)}, {{"dims", IntList{0, 1}}}, "loss");
+  RETURN_IF_ERROR(builder.status());
+  graph.AddOutput(loss, "loss");
+  return module;
+}
+
+absl::StatusOr<int64_t> PlanCheck() {
+  ASSIGN_OR_RETURN(std::unique_ptr<Module> module, TinyModule());
+  ASSIGN_OR_RETURN(const proto::PlanProto plan, Compile(std::move(module), {}));
+  ASSIGN_OR_RETURN(const proto::PlanProto read, ParsePlan(SerializePlan(plan), "tiny"));
+  RETURN_IF_ERROR(VerifyPlan(read));
+  if (PlanText(read) != PlanText(plan)) return absl::InternalError("a plan changes by being written and read");
+  return plan.arena_bytes();
+}
+
+Diagnosis Plan() {
+  const absl::StatusOr<int64_t> bytes = PlanCheck();
+  if (!bytes.ok()) return {Verdict::kFix, "plan", std::string(bytes.status().message())};
+  return {Verdict::kOk, "plan", absl::StrCat("a tiny model compiles into ", *bytes, " bytes, verified and read back")};
+}
+
+}  // namespace
+
+std::vector<Diagnosis> Examine() { return {Cpu(), Cores(), Memory(), Libraries(), Gpu(), Zoo(), Runner(), Plan()}; }
+
+std::string FormatDiagnoses(const std::vector<Diagnosis>& diagnoses) {
+  std::string text;
+  for (const Diagnosis& d : diagnoses) {
+    const char* verdict = d.verdict == Verdict::kOk ? "ok" : d.verdict == Verdict::kWarn ? "warn" : "fix";
+    absl::StrAppendFormat(&text, "%-5s %-10s %s\n", verdict, d.subject, d.finding);
+  }
+  return text;
+}
+
+}  // namespace mt

@@ -1,0 +1,383 @@
+// mtc: the compiler's command line. Its table of flags is ir/base/tools_mtc.cc.
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <iostream>
+#include <memory>
+#include <string>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/strip.h"
+#include "codegen/compile.h"
+#include "codegen/doctor.h"
+#include "codegen/inspect.h"
+#include "codegen/plan/plan.h"
+#include "ir/base/file.h"
+#include "ir/base/flags.h"
+#include "ir/base/hash.h"
+#include "ir/base/paths.h"
+#include "ir/base/status_macros.h"
+#include "ir/base/tools.h"
+#include "ir/base/units.h"
+#include "ir/op.h"
+#include "models/model.h"
+#include "nlohmann/json.hpp"
+#include "passes/pipeline.h"
+#include "passes/registry.h"
+
+namespace mt {
+namespace {
+
+namespace fs = std::filesystem;
+
+// What mtc needs of a corpus; the runtime checks the rest.
+struct CorpusFacts {
+  int64_t vocab_size = 0;
+  std::string tokenizer_hash;
+};
+
+absl::StatusOr<CorpusFacts> ReadCorpusFacts(const std::string& folder) {
+  const std::string path = absl::StrCat(folder, "/manifest.json");
+  const absl::StatusOr<std::string> text = ReadFile(path, int64_t{64} << 20);
+  if (text.status().code() == absl::StatusCode::kNotFound) {
+    return absl::NotFoundError(
+        absl::StrCat("--data ", folder,
+                     ": no corpus there (no manifest.json); make one: mtcorpus prep --input FILE "
+                     "--out ",
+                     ShellQuote(folder)));
+  }
+  RETURN_IF_ERROR(text);
+  const nlohmann::json json = nlohmann::json::parse(*text, nullptr, /*allow_exceptions=*/false);
+  const auto bad = [&](absl::string_view fact) {
+    return absl::FailedPreconditionError(absl::StrCat(path, ": ", fact, "; make the corpus again with mtcorpus prep"));
+  };
+  if (!json.is_object()) return bad("not a JSON object");
+  const auto vocab = json.find("vocab_size"), hash = json.find("tokenizer_hash");
+  if (vocab == json.end() || !vocab->is_number_integer() || *vocab < 1 || *vocab > kMaxElements) {
+    return bad("vocab_size is missing or not a positive integer");
+  }
+  if (hash == json.end() || !hash->is_string()) return bad("tokenizer_hash is missing or not a string");
+  return CorpusFacts{vocab->get<int64_t>(), hash->get<std::string>()};
+}
+
+struct Compiled {
+  proto::PlanProto plan;
+  CompileReport report;
+  std::string pipeline_steps;  // One a line, for --print-pipeline.
+};
+
+absl::StatusOr<std::string> PipelineSteps(const std::string& passes, const std::string& target) {
+  ASSIGN_OR_RETURN(const Pipeline pipeline, ParsePipeline(passes, target));
+  std::string text;
+  for (const PipelineStep& step : pipeline.steps) {
+    std::vector<std::string> options;
+    for (const PassOption& option : step.pass->options) {
+      options.push_back(
+          absl::StrCat(":", option.name, "=", OptionValueToString(option, *step.options.Find(option.name))));
+    }
+    absl::StrAppendFormat(&text, "  %-32s %s\n", absl::StrCat(step.pass->name, absl::StrJoin(options, "")),
+                          step.pass->always_on ? "(always) " : "");
+    text = std::string(absl::StripTrailingAsciiWhitespace(text));
+    absl::StrAppend(&text, " ", step.pass->summary, "\n");
+  }
+  return text;
+}
+
+absl::StatusOr<Compiled> CompileSpec(const ParsedArgs& args) {
+  ModelOptions model;
+  CompileOptions options;
+  options.target = args.String("target");
+  RETURN_IF_ERROR(TargetRoofline(options.target));
+  options.passes = args.String("passes");
+  options.dump_dir = args.String("dump-dir");
+  options.memory_bytes = args.OptionalBytes("memory");
+  model.batch = args.OptionalInt("batch");
+  model.sequence = args.OptionalInt("seq");
+  model.sets = args.Strings("set");
+  if (args.Has("data")) {
+    ASSIGN_OR_RETURN(const CorpusFacts corpus, ReadCorpusFacts(args.String("data")));
+    model.vocab_size = corpus.vocab_size;
+    options.notes["tokenizer_hash"] = corpus.tokenizer_hash;
+  }
+  Compiled compiled;
+  ASSIGN_OR_RETURN(compiled.pipeline_steps, PipelineSteps(options.passes, options.target));
+  ASSIGN_OR_RETURN(std::unique_ptr<Module> module, LoadModel(args.positional(0), model));
+  ASSIGN_OR_RETURN(compiled.plan, Compile(std::move(module), options, &compiled.report));
+  return compiled;
+}
+
+// The model's name as a file name.
+std::string FileStem(const proto::PlanProto& plan) {
+  std::string stem;
+  for (const char c : plan.model()) stem.push_back(absl::ascii_isalnum(c) || strchr("._-", c) != nullptr ? c : '_');
+  return stem.empty() || stem[0] == '.' ? absl::StrCat("model", stem) : stem;
+}
+
+void PrintCompiled(const ParsedArgs& args, const Compiled& compiled) {
+  std::cout << "pipeline " << compiled.report.pipeline << "\n";
+  if (args.Bool("print-pipeline")) std::cout << compiled.pipeline_steps;
+  std::cout << PlanTable(compiled.plan);
+}
+
+absl::Status CompileCommand(const ParsedArgs& args) {
+  ASSIGN_OR_RETURN(const Compiled compiled, CompileSpec(args));
+  const std::string path = args.Has("output") ? args.String("output") : absl::StrCat(FileStem(compiled.plan), ".plan");
+  RETURN_IF_ERROR(SavePlan(compiled.plan, path));
+  PrintCompiled(args, compiled);
+  std::error_code error;
+  std::cout << "\nwrote " << path << " (" << FormatBytes(static_cast<int64_t>(fs::file_size(path, error))) << ") in "
+            << absl::StrFormat("%.2f", compiled.report.total_seconds) << " s\n";
+  return absl::OkStatus();
+}
+
+// Whether the argument of inspect is a plan: by its name or by how it begins.
+bool IsPlan(const std::string& path) {
+  if (absl::EndsWith(path, ".plan")) return true;
+  FILE* file = std::fopen(path.c_str(), "rb");
+  if (file == nullptr) return false;
+  char head[8];
+  const size_t read = std::fread(head, 1, sizeof(head), file);
+  std::fclose(file);
+  return LooksLikePlan(absl::string_view(head, read));
+}
+
+absl::Status Inspect(const ParsedArgs& args) {
+  if (args.Bool("json") && args.Bool("text")) {
+    return absl::InvalidArgumentError("--json and --text exclude each other; choose one");
+  }
+  Compiled compiled;
+  if (IsPlan(args.positional(0))) {
+    for (const char* flag :
+         {"data", "set", "batch", "seq", "passes", "target", "memory", "print-pipeline", "dump-dir"}) {
+      if (args.Has(flag)) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("--", flag, " is for a SPEC; ", args.positional(0), " is a plan, compiled already"));
+      }
+    }
+    ASSIGN_OR_RETURN(compiled.plan, LoadPlan(args.positional(0)));
+  } else {
+    ASSIGN_OR_RETURN(compiled, CompileSpec(args));
+  }
+  if (args.Bool("json")) {
+    std::cout << PlanJson(compiled.plan);
+  } else if (args.Bool("text")) {
+    std::cout << PlanText(compiled.plan);
+  } else {
+    if (args.Bool("print-pipeline")) std::cout << compiled.pipeline_steps;
+    std::cout << PlanTable(compiled.plan);
+    if (!compiled.report.passes.empty()) std::cout << "\n" << FormatPassReports(compiled.report.passes);
+  }
+  return absl::OkStatus();
+}
+
+// The value of a flag in a forwarded argument vector; "" where it is not there.
+std::string Forwarded(const ParsedArgs& args, absl::string_view flag) {
+  const std::vector<std::string>& forwarded = args.forwarded();
+  std::string value;
+  for (size_t i = 0; i < forwarded.size(); ++i) {
+    absl::string_view argument = forwarded[i];
+    if (argument == flag && i + 1 < forwarded.size()) value = forwarded[i + 1];
+    if (absl::ConsumePrefix(&argument, flag) && absl::ConsumePrefix(&argument, "=")) value = std::string(argument);
+  }
+  return value;
+}
+
+// A folder of this user alone for plans that nobody named. A plan's name there is its content's hash.
+absl::StatusOr<std::string> TemporaryFolder() {
+  const char* base = std::getenv("TMPDIR");
+  const std::string folder = absl::StrCat(base == nullptr || base[0] == '\0' ? "/tmp" : base, "/mt-plans-", geteuid());
+  struct stat info;
+  if ((mkdir(folder.c_str(), 0700) != 0 && errno != EEXIST) || lstat(folder.c_str(), &info) != 0 ||
+      !S_ISDIR(info.st_mode) || info.st_uid != geteuid()) {
+    return absl::DataLossError(
+        absl::StrCat(folder, ": cannot be made or is another user's; name the plan with -o PLAN"));
+  }
+  return folder;
+}
+
+absl::Status Train(const ParsedArgs& args) {
+  const std::string mtrun = absl::StrCat(ExecutableFolder(), "/mtrun");
+  if (access(mtrun.c_str(), X_OK) != 0) {
+    return absl::NotFoundError(absl::StrCat("mtrun is not at ", mtrun, "; build it with ./mt build"));
+  }
+  ASSIGN_OR_RETURN(const Compiled compiled, CompileSpec(args));
+  std::string path = args.String("output");
+  const std::string out = Forwarded(args, "--out");
+  if (path.empty() && !out.empty()) {
+    RETURN_IF_ERROR(MakeFolder(out));
+    path = absl::StrCat(out, "/", FileStem(compiled.plan), ".plan");
+  } else if (path.empty()) {
+    ASSIGN_OR_RETURN(const std::string folder, TemporaryFolder());
+    path = absl::StrFormat("%s/%s-%016x.plan", folder, FileStem(compiled.plan), Fnv1a(PlanText(compiled.plan)));
+  }
+  RETURN_IF_ERROR(SavePlan(compiled.plan, path));
+  PrintCompiled(args, compiled);
+  std::cout << "\n";
+  std::cout.flush();
+  std::vector<std::string> arguments = {mtrun, path};
+  if (args.Has("data")) {
+    arguments.push_back("--data");
+    arguments.push_back(args.String("data"));
+  }
+  arguments.insert(arguments.end(), args.forwarded().begin(), args.forwarded().end());
+  std::vector<char*> pointers;
+  for (std::string& argument : arguments) pointers.push_back(argument.data());
+  pointers.push_back(nullptr);
+  execv(mtrun.c_str(), pointers.data());
+  return absl::InternalError(absl::StrCat(mtrun, ": ", std::strerror(errno)));
+}
+
+absl::Status Models() {
+  std::cout << absl::StrFormat("%-20s %14s  %s\n", "name", "parameters", "");
+  for (const std::string& name : ZooModels()) {
+    const absl::StatusOr<std::unique_ptr<Module>> module = LoadModel(name, {});
+    if (!module.ok()) return Annotate(module.status(), name);
+    const absl::StatusOr<proto::ModelSpec> spec = LoadSpec(name, {});
+    std::cout << absl::StrFormat("%-20s %14s  %s\n", name, FormatCount((*module)->num_parameters()),
+                                 spec.ok() ? spec->description() : "a raw graph, its shapes written out");
+  }
+  return absl::OkStatus();
+}
+
+std::string Normal(std::string name) {
+  for (char& c : name) c = c == '-' ? '_' : c;
+  return name;
+}
+
+absl::Status PassesCommand(const ParsedArgs& args) {
+  const std::vector<const PassDef*> passes = Passes().Unique();
+  if (args.positionals().empty()) {
+    for (const PassDef* pass : passes) {
+      std::cout << absl::StrFormat("%-20s %s%s\n", pass->name, pass->always_on ? "(always on) " : "", pass->summary);
+    }
+    std::cout << "\nnamed pipelines\n";
+    for (const NamedPipeline& named : Passes().named) {
+      std::cout << absl::StrFormat("%-20s %s%s: %s\n", named.name, named.summary,
+                                   named.target.empty() ? "" : absl::StrCat(" (", named.target, ")"),
+                                   named.text.empty() ? "no optional pass" : named.text);
+    }
+    return absl::OkStatus();
+  }
+  const std::string name = Normal(args.positional(0));
+  const PassDef* pass = Passes().Find(name);
+  if (pass == nullptr) {
+    std::vector<std::string> names, also;
+    for (const PassDef* known : passes) {
+      names.emplace_back(known->name);
+      for (const absl::string_view other : known->also_known_as) {
+        if (other == name) also.emplace_back(known->name);
+      }
+    }
+    const std::string near = also.empty() ? DidYouMean(name, names) : also[0];
+    return absl::InvalidArgumentError(absl::StrCat("pass ", args.positional(0), " is not known",
+                                                   near.empty() ? "" : absl::StrCat(" (did you mean ", near, "?)"),
+                                                   "; passes: ", absl::StrJoin(names, ", ")));
+  }
+  std::cout << pass->name << ": " << pass->summary << "\n";
+  std::cout << "  stage      " << StageName(pass->requires_stage);
+  if (pass->provides_stage != pass->requires_stage) std::cout << " -> " << StageName(pass->provides_stage);
+  std::cout << "\n  results    "
+            << (pass->tolerance == 0 ? "bitwise equal" : absl::StrCat("within ", pass->tolerance, " relative")) << "\n";
+  if (pass->always_on) std::cout << "  always on  it changes no technique and is not named in --passes\n";
+  if (!pass->source.empty()) std::cout << "  source     " << pass->source << "\n";
+  if (!pass->also_known_as.empty()) std::cout << "  also       " << absl::StrJoin(pass->also_known_as, ", ") << "\n";
+  for (const PassOption& option : pass->options) {
+    std::cout << absl::StrFormat(
+        "  option     %s=%s  %s%s%s\n", option.name, option.is_bytes ? "BYTES" : std::string(AttrKindName(option.kind)),
+        option.doc, option.choices.empty() ? "" : absl::StrCat(" (", option.choices, ")"),
+        option.default_text.empty() ? "; required" : absl::StrCat("; default ", option.default_text));
+  }
+  return absl::OkStatus();
+}
+
+absl::string_view RematName(RematPolicy policy) {
+  switch (policy) {
+    case RematPolicy::kMustSave:
+      return "must save";
+    case RematPolicy::kPreferSave:
+      return "prefer save";
+    case RematPolicy::kPreferRecompute:
+      return "prefer recompute";
+    case RematPolicy::kMustRecompute:
+      return "must recompute";
+  }
+  return "";
+}
+
+absl::Status OpsCommand(const ParsedArgs& args) {
+  if (args.positionals().empty()) {
+    for (const OpDef* op : AllOps()) {
+      // Derived rows ("gelu.grad0") are found by name, but are no vocabulary of their own.
+      if (absl::StrContains(op->name, ".")) continue;
+      std::cout << absl::StrFormat("%-34s %s\n", op->name, op->summary);
+    }
+    return absl::OkStatus();
+  }
+  const std::string name = args.positional(0);
+  const OpDef* op = FindOp(name);
+  if (op == nullptr) {
+    std::vector<std::string> names;
+    for (const OpDef* known : AllOps()) names.emplace_back(known->name);
+    const std::string near = DidYouMean(name, names);
+    return absl::InvalidArgumentError(absl::StrCat("op ", name, " is not known",
+                                                   near.empty() ? "" : absl::StrCat(" (did you mean ", near, "?)"),
+                                                   "; list them with mtc ops"));
+  }
+  std::cout << op->name << "(" << absl::StrJoin(op->operands, ", ") << ") -> " << absl::StrJoin(op->results, ", ")
+            << "\n  " << op->summary << "\n";
+  for (const AttrSpec& attr : op->attrs) {
+    std::cout << absl::StrFormat("  attribute  %s: %s  %s; %s\n", attr.name, AttrKindName(attr.kind), attr.doc,
+                                 attr.default_text.empty() ? "required" : absl::StrCat("default ", attr.default_text));
+  }
+  std::cout << "  kind       "
+            << (op->is_element_wise()               ? "element-wise"
+                : op->is_view                       ? "view: no code runs"
+                : op->effect == Effect::kCollective ? "collective"
+                                                    : "kernel")
+            << "\n  gradient   "
+            << (op->grad != nullptr || op->is_element_wise() ? "yes" : "none: no gradient flows through it")
+            << "\n  recompute  " << RematName(op->remat) << "\n  precision  "
+            << (op->autocast == Autocast::kAlways   ? "low where a pass asks for it"
+                : op->autocast == Autocast::kFollow ? "follows its operands"
+                                                    : "stays in f32")
+            << "\n";
+  if (op->has_accumulator) std::cout << "  sums       into an accumulator operand, in place\n";
+  return absl::OkStatus();
+}
+
+absl::Status Doctor() {
+  const std::vector<Diagnosis> diagnoses = Examine();
+  std::cout << FormatDiagnoses(diagnoses);
+  for (const Diagnosis& d : diagnoses) {
+    if (d.verdict == Diagnosis::Verdict::kFix) {
+      return absl::FailedPreconditionError(absl::StrCat(d.subject, " needs fixing: ", d.finding));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Run(const ParsedArgs& args) {
+  if (args.command() == "compile") return CompileCommand(args);
+  if (args.command() == "inspect") return Inspect(args);
+  if (args.command() == "train") return Train(args);
+  if (args.command() == "models") return Models();
+  if (args.command() == "passes") return PassesCommand(args);
+  if (args.command() == "ops") return OpsCommand(args);
+  if (args.command() == "doctor") return Doctor();
+  return absl::InternalError(absl::StrCat("command ", args.command(), " has no code"));
+}
+
+}  // namespace
+}  // namespace mt
+
+int main(int argc, char** argv) { return mt::RunTool(mt::kMtc, argc, argv, mt::Run); }
