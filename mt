@@ -217,7 +217,6 @@ verb_demo() {
   rm -rf $folder/corpus $folder/run
   run $BUILD/bin/mtcorpus prep --input "$text" --out $folder/corpus --tokenizer char
   run $BUILD/bin/mtc compile tiny_char --data $folder/corpus --batch 16 -o $folder/tiny_char.plan
-  run $BUILD/bin/mtc inspect $folder/tiny_char.plan
   run $BUILD/bin/mtrun $folder/tiny_char.plan --data $folder/corpus --steps 200 --lr 3e-3 --warmup 20 --log-every 10 \
     --measure --out $folder/run
 
