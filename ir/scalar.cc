@@ -159,6 +159,7 @@ class Differentiator {
         return d[0] * x[1] + x[0] * d[1];
       case Prim::kDiv: {
         const Expr by_divisor = y * d[1];
+        if (Is(x[0], 1)) return -(by_divisor * y);  // No second division.
         return (Is(by_divisor, 0) ? d[0] : Is(d[0], 0) ? -by_divisor : d[0] - by_divisor) / x[1];
       }
       case Prim::kMax:

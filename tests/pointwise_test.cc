@@ -1,5 +1,6 @@
 #include "runtime/cpu/pointwise.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -330,6 +331,27 @@ TEST(PointwiseTest, EveryBroadcastAtEverySize) {
       RunAndCheck(Linearize({expr}),
                   {Random({dtype, c.a}, random), Random({dtype, c.b}, random), Random({DType::kF32, c.c}, random)},
                   {{dtype, *dims}}, pool, 0, what);
+    }
+  }
+}
+
+// Every pair of arithmetic that one loop may do, against loops of their own (the values are wanted, too).
+TEST(PointwiseTest, PairsRoundEachStep) {
+  ThreadPool pool(1);
+  std::mt19937 random(12);
+  const TensorType type{DType::kF32, {2, 1500}};
+  const std::vector<Buffer> operands = {Random(type, random), Random(type, random), Random(type, random),
+                                        Random({DType::kF32, {}}, random), Random({DType::kF32, {}}, random)};
+  for (const Prim first : {Prim::kAdd, Prim::kSub, Prim::kMul}) {
+    for (const Prim second : {Prim::kAdd, Prim::kSub, Prim::kMul}) {
+      for (int way = 0; way < 16; ++way) {
+        const Expr vector = Operand(0), other = Operand((way & 1) != 0 ? 1 : 3), last = Operand((way & 2) != 0 ? 2 : 4);
+        const Expr t = (way & 4) != 0 ? Make(first, {vector, other}) : Make(first, {other, vector});
+        const Expr y = (way & 8) != 0 ? Make(second, {t, last}) : Make(second, {last, t});
+        const auto one = RunAndCheck(Linearize({y}), operands, {type}, pool, 0, absl::StrCat("pair ", way));
+        const auto two = RunAndCheck(Linearize({y, t}), operands, {type, type}, pool, 0, absl::StrCat("apart ", way));
+        EXPECT_EQ(one[0].bytes, two[0].bytes) << Row(first).name << " " << Row(second).name << " " << way;
+      }
     }
   }
 }

@@ -70,6 +70,7 @@ struct Step {
     kVV,
     kVS,
     kSV,
+    kPair,  // dst = second(first(a, b or scalar b), c or scalar c)
     kSelectVV,
     kSelectVS,
     kSelectSV,
@@ -81,11 +82,23 @@ struct Step {
     kStore,      // result `dst` = a
   } kind;
   int dst = 0, a = 0, b = 0, c = 0;
+  Prim prim = Prim::kOperand;  // kVV, kVS, kSV
+  VectorMath::First first = VectorMath::kFirsts;
+  VectorMath::Second second = VectorMath::kSeconds;
+  VectorMath::Pair pair = nullptr;
   VectorMath::Unary unary = nullptr;
   VectorMath::Binary vv = nullptr;
   VectorMath::BinaryVectorScalar vs = nullptr;
   VectorMath::BinaryScalarVector sv = nullptr;
 };
+
+bool FirstTakesVector(VectorMath::First first) {
+  return first == VectorMath::kAddVV || first == VectorMath::kSubVV || first == VectorMath::kMulVV;
+}
+bool SecondTakesVector(VectorMath::Second second) {
+  return second == VectorMath::kAddV || second == VectorMath::kSubV || second == VectorMath::kFromV ||
+         second == VectorMath::kMulV;
+}
 
 // What happens once a run, before the elements: the part of the program that is the same for all of them.
 struct ScalarStep {
@@ -175,7 +188,7 @@ float* Kernel::Broadcast(int operand, int64_t begin, int64_t n, float* to) const
     if (repeats) {
       float value;
       load(&value, tensor.data + offset * element_bytes, 1);
-      std::fill_n(next, count, value);
+      math->fill(next, value, count);
     } else {
       load(next, tensor.data + (offset + column) * element_bytes, count);
     }
@@ -227,6 +240,12 @@ void Kernel::RunTile(int64_t begin, int64_t n, float* scratch, float** at) const
       case Step::kSV:
         step.sv(at[step.dst], s[step.a], at[step.b], n);
         break;
+      case Step::kPair: {
+        const bool b_is_vector = FirstTakesVector(step.first), c_is_vector = SecondTakesVector(step.second);
+        step.pair(at[step.dst], at[step.a], b_is_vector ? at[step.b] : nullptr, b_is_vector ? 0 : s[step.b],
+                  c_is_vector ? at[step.c] : nullptr, c_is_vector ? 0 : s[step.c], n);
+        break;
+      }
       case Step::kSelectVV:
         math->select_vv(at[step.dst], at[step.a], at[step.b], at[step.c], n);
         break;
@@ -240,7 +259,7 @@ void Kernel::RunTile(int64_t begin, int64_t n, float* scratch, float** at) const
         math->select_ss(at[step.dst], at[step.a], s[step.b], s[step.c], n);
         break;
       case Step::kFill:
-        std::fill_n(at[step.dst], n, s[step.a]);
+        math->fill(at[step.dst], s[step.a], n);
         break;
       case Step::kUniform:
         Uniform(random[static_cast<size_t>(step.a)], begin, n, at[step.dst]);
@@ -316,6 +335,7 @@ class Binder {
   absl::StatusOr<std::shared_ptr<Kernel>> Bind() {
     RETURN_IF_ERROR(CheckTensors());
     RETURN_IF_ERROR(Translate());
+    FusePairs();
     PlaceResults();
     RETURN_IF_ERROR(AssignRegisters());
     CutIntoTasks();
@@ -473,6 +493,7 @@ class Binder {
                            .dst = dst.number,
                            .a = a.number,
                            .b = b.number,
+                           .prim = i.prim,
                            .vv = k.math->vv[prim],
                            .vs = k.math->vs[prim],
                            .sv = k.math->sv[prim]});
@@ -515,6 +536,12 @@ class Binder {
         return {step.a, step.b};
       case Step::kSV:
         return {step.b};
+      case Step::kPair: {
+        std::vector<int> reads = {step.a};
+        if (FirstTakesVector(step.first)) reads.push_back(step.b);
+        if (SecondTakesVector(step.second)) reads.push_back(step.c);
+        return reads;
+      }
       case Step::kSelectVV:
         return {step.a, step.b, step.c};
       case Step::kSelectSV:
@@ -526,6 +553,77 @@ class Binder {
         return {};
     }
     return {};
+  }
+
+  static bool IsArithmetic(const Step& step) {
+    return (step.kind == Step::kVV || step.kind == Step::kVS || step.kind == Step::kSV) &&
+           (step.prim == Prim::kAdd || step.prim == Prim::kSub || step.prim == Prim::kMul);
+  }
+
+  // An addition, subtraction or multiplication whose value only another one reads is done in the same loop.
+  void FusePairs() {
+    Kernel& k = *kernel_;
+    std::vector<int> reads(k.places.size(), 0), made_by(k.places.size(), -1);
+    for (const Step& step : k.steps) {
+      for (const int v : Reads(step)) ++reads[static_cast<size_t>(v)];
+    }
+    for (const int output : outputs_) ++reads[static_cast<size_t>(output)];
+    std::vector<char> is_gone(k.steps.size(), 0);
+    for (size_t s = 0; s < k.steps.size(); ++s) {
+      Step& step = k.steps[s];
+      made_by[static_cast<size_t>(step.dst)] = static_cast<int>(s);
+      if (!IsArithmetic(step)) continue;
+      const auto fusable = [&](int v) {
+        const int by = made_by[static_cast<size_t>(v)];
+        return reads[static_cast<size_t>(v)] == 1 && by >= 0 && IsArithmetic(k.steps[static_cast<size_t>(by)]);
+      };
+      const bool on_left = step.kind != Step::kSV && fusable(step.a);
+      if (!on_left && !(step.kind != Step::kVS && fusable(step.b))) continue;
+      const size_t by = static_cast<size_t>(made_by[static_cast<size_t>(on_left ? step.a : step.b)]);
+      step = Pair(k.steps[by], step, on_left);
+      is_gone[by] = 1;
+    }
+    size_t kept = 0;
+    for (size_t s = 0; s < k.steps.size(); ++s) {
+      if (!is_gone[s]) k.steps[kept++] = k.steps[s];
+    }
+    k.steps.resize(kept);
+  }
+
+  // `first` is the left operand of `second`, or the right one.
+  Step Pair(const Step& first, const Step& second, bool on_left) const {
+    Step pair{.kind = Step::kPair, .dst = second.dst};
+    pair.a = first.kind == Step::kSV ? first.b : first.a;
+    pair.b = first.kind == Step::kSV ? first.a : first.b;
+    const bool is_vv = first.kind == Step::kVV;
+    switch (first.prim) {
+      case Prim::kAdd:
+        pair.first = is_vv ? VectorMath::kAddVV : VectorMath::kAddVS;
+        break;
+      case Prim::kSub:
+        pair.first = is_vv ? VectorMath::kSubVV : first.kind == Step::kVS ? VectorMath::kSubVS : VectorMath::kSubSV;
+        break;
+      default:
+        pair.first = is_vv ? VectorMath::kMulVV : VectorMath::kMulVS;
+    }
+    pair.c = on_left ? second.b : second.a;
+    const bool is_vector = second.kind == Step::kVV;
+    switch (second.prim) {
+      case Prim::kAdd:
+        pair.second = is_vector ? VectorMath::kAddV : VectorMath::kAddS;
+        break;
+      case Prim::kSub:
+        if (on_left) {
+          pair.second = is_vector ? VectorMath::kSubV : VectorMath::kSubS;
+        } else {
+          pair.second = is_vector ? VectorMath::kFromV : VectorMath::kFromS;
+        }
+        break;
+      default:
+        pair.second = is_vector ? VectorMath::kMulV : VectorMath::kMulS;
+    }
+    pair.pair = kernel_->math->pair[pair.first][pair.second];
+    return pair;
   }
 
   // A result of f32 is computed where it belongs if nothing is read there afterwards; the others are stored at the end.

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <limits>
 #include <type_traits>
+#include <utility>
 
 // Each loop is a template that is inlined into one wrapper for each instruction set. (Not target_clones: its resolvers
 // run before a sanitizer's runtime is up, and a test could not call the sets one by one.) Built with -O3 and without
@@ -216,6 +217,38 @@ MT_INLINE void SVLoop(float* dst, float a, const float* b, int64_t n) {
   for (int64_t i = 0; i < n; ++i) dst[i] = Op::Do(a, b[i]);
 }
 
+// Pairs: the operand is in the type, so that each loop reads only what it needs.
+template <VectorMath::First kFirst>
+MT_INLINE float DoFirst(const float* a, const float* b, float s, int64_t i) {
+  if constexpr (kFirst == VectorMath::kAddVV) return a[i] + b[i];
+  if constexpr (kFirst == VectorMath::kAddVS) return a[i] + s;
+  if constexpr (kFirst == VectorMath::kSubVV) return a[i] - b[i];
+  if constexpr (kFirst == VectorMath::kSubVS) return a[i] - s;
+  if constexpr (kFirst == VectorMath::kSubSV) return s - a[i];
+  if constexpr (kFirst == VectorMath::kMulVV) return a[i] * b[i];
+  if constexpr (kFirst == VectorMath::kMulVS) return a[i] * s;
+}
+template <VectorMath::Second kSecond>
+MT_INLINE float DoSecond(float t, const float* c, float u, int64_t i) {
+  if constexpr (kSecond == VectorMath::kAddV) return t + c[i];
+  if constexpr (kSecond == VectorMath::kAddS) return t + u;
+  if constexpr (kSecond == VectorMath::kSubV) return t - c[i];
+  if constexpr (kSecond == VectorMath::kSubS) return t - u;
+  if constexpr (kSecond == VectorMath::kFromV) return c[i] - t;
+  if constexpr (kSecond == VectorMath::kFromS) return u - t;
+  if constexpr (kSecond == VectorMath::kMulV) return t * c[i];
+  if constexpr (kSecond == VectorMath::kMulS) return t * u;
+}
+template <VectorMath::First kFirst, VectorMath::Second kSecond>
+MT_INLINE void PairLoop(float* dst, const float* a, const float* b, float s, const float* c, float u, int64_t n) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) dst[i] = DoSecond<kSecond>(DoFirst<kFirst>(a, b, s, i), c, u, i);
+}
+
+MT_INLINE void FillLoop(float* dst, float value, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) dst[i] = value;
+}
+
 template <uint32_t kQuarter>
 MT_INLINE void SinCosLoop(float* dst, const float* a, int64_t n) {
   constexpr int64_t kBlock = 256;
@@ -375,53 +408,58 @@ MT_INLINE void UniformLoop(float* dst, const UniformPlace& place, int64_t first,
 // --------------------------------------------------------------------------------------------------
 
 // Wrappers and table of one instruction set.
-#define MT_INSTRUCTION_SET(SET, TARGET)                                                                  \
-  struct SET {                                                                                           \
-    template <typename Op>                                                                               \
-    TARGET static void Unary(float* dst, const float* a, int64_t n) {                                    \
-      UnaryLoop<Op>(dst, a, n);                                                                          \
-    }                                                                                                    \
-    template <typename Op>                                                                               \
-    TARGET static void VV(float* dst, const float* a, const float* b, int64_t n) {                       \
-      VVLoop<Op>(dst, a, b, n);                                                                          \
-    }                                                                                                    \
-    template <typename Op>                                                                               \
-    TARGET static void VS(float* dst, const float* a, float b, int64_t n) {                              \
-      VSLoop<Op>(dst, a, b, n);                                                                          \
-    }                                                                                                    \
-    template <typename Op>                                                                               \
-    TARGET static void SV(float* dst, float a, const float* b, int64_t n) {                              \
-      SVLoop<Op>(dst, a, b, n);                                                                          \
-    }                                                                                                    \
-    TARGET static void Sin(float* dst, const float* a, int64_t n) { SinCosLoop<0>(dst, a, n); }          \
-    TARGET static void Cos(float* dst, const float* a, int64_t n) { SinCosLoop<1>(dst, a, n); }          \
-    TARGET static void SelectVV(float* dst, const float* c, const float* a, const float* b, int64_t n) { \
-      SelectVVLoop(dst, c, a, b, n);                                                                     \
-    }                                                                                                    \
-    TARGET static void SelectVS(float* dst, const float* c, const float* a, float b, int64_t n) {        \
-      SelectVSLoop(dst, c, a, b, n);                                                                     \
-    }                                                                                                    \
-    TARGET static void SelectSV(float* dst, const float* c, float a, const float* b, int64_t n) {        \
-      SelectSVLoop(dst, c, a, b, n);                                                                     \
-    }                                                                                                    \
-    TARGET static void SelectSS(float* dst, const float* c, float a, float b, int64_t n) {               \
-      SelectSSLoop(dst, c, a, b, n);                                                                     \
-    }                                                                                                    \
-    template <typename Format>                                                                           \
-    TARGET static void Load(float* dst, const std::byte* from, int64_t n) {                              \
-      LoadLoop<Format>(dst, from, n);                                                                    \
-    }                                                                                                    \
-    template <typename Format>                                                                           \
-    TARGET static void Store(std::byte* to, const float* a, int64_t n) {                                 \
-      StoreLoop<Format>(to, a, n);                                                                       \
-    }                                                                                                    \
-    template <typename Format>                                                                           \
-    TARGET static void Round(float* dst, const float* a, int64_t n) {                                    \
-      RoundLoop<Format>(dst, a, n);                                                                      \
-    }                                                                                                    \
-    TARGET static void Uniform(float* dst, const UniformPlace& place, int64_t first, int64_t n) {        \
-      UniformLoop(dst, place, first, n);                                                                 \
-    }                                                                                                    \
+#define MT_INSTRUCTION_SET(SET, TARGET)                                                                                \
+  struct SET {                                                                                                         \
+    template <typename Op>                                                                                             \
+    TARGET static void Unary(float* dst, const float* a, int64_t n) {                                                  \
+      UnaryLoop<Op>(dst, a, n);                                                                                        \
+    }                                                                                                                  \
+    template <typename Op>                                                                                             \
+    TARGET static void VV(float* dst, const float* a, const float* b, int64_t n) {                                     \
+      VVLoop<Op>(dst, a, b, n);                                                                                        \
+    }                                                                                                                  \
+    template <typename Op>                                                                                             \
+    TARGET static void VS(float* dst, const float* a, float b, int64_t n) {                                            \
+      VSLoop<Op>(dst, a, b, n);                                                                                        \
+    }                                                                                                                  \
+    template <typename Op>                                                                                             \
+    TARGET static void SV(float* dst, float a, const float* b, int64_t n) {                                            \
+      SVLoop<Op>(dst, a, b, n);                                                                                        \
+    }                                                                                                                  \
+    template <VectorMath::First kFirst, VectorMath::Second kSecond>                                                    \
+    TARGET static void Pair(float* dst, const float* a, const float* b, float s, const float* c, float u, int64_t n) { \
+      PairLoop<kFirst, kSecond>(dst, a, b, s, c, u, n);                                                                \
+    }                                                                                                                  \
+    TARGET static void Fill(float* dst, float value, int64_t n) { FillLoop(dst, value, n); }                           \
+    TARGET static void Sin(float* dst, const float* a, int64_t n) { SinCosLoop<0>(dst, a, n); }                        \
+    TARGET static void Cos(float* dst, const float* a, int64_t n) { SinCosLoop<1>(dst, a, n); }                        \
+    TARGET static void SelectVV(float* dst, const float* c, const float* a, const float* b, int64_t n) {               \
+      SelectVVLoop(dst, c, a, b, n);                                                                                   \
+    }                                                                                                                  \
+    TARGET static void SelectVS(float* dst, const float* c, const float* a, float b, int64_t n) {                      \
+      SelectVSLoop(dst, c, a, b, n);                                                                                   \
+    }                                                                                                                  \
+    TARGET static void SelectSV(float* dst, const float* c, float a, const float* b, int64_t n) {                      \
+      SelectSVLoop(dst, c, a, b, n);                                                                                   \
+    }                                                                                                                  \
+    TARGET static void SelectSS(float* dst, const float* c, float a, float b, int64_t n) {                             \
+      SelectSSLoop(dst, c, a, b, n);                                                                                   \
+    }                                                                                                                  \
+    template <typename Format>                                                                                         \
+    TARGET static void Load(float* dst, const std::byte* from, int64_t n) {                                            \
+      LoadLoop<Format>(dst, from, n);                                                                                  \
+    }                                                                                                                  \
+    template <typename Format>                                                                                         \
+    TARGET static void Store(std::byte* to, const float* a, int64_t n) {                                               \
+      StoreLoop<Format>(to, a, n);                                                                                     \
+    }                                                                                                                  \
+    template <typename Format>                                                                                         \
+    TARGET static void Round(float* dst, const float* a, int64_t n) {                                                  \
+      RoundLoop<Format>(dst, a, n);                                                                                    \
+    }                                                                                                                  \
+    TARGET static void Uniform(float* dst, const UniformPlace& place, int64_t first, int64_t n) {                      \
+      UniformLoop(dst, place, first, n);                                                                               \
+    }                                                                                                                  \
   };
 
 #if defined(__x86_64__)
@@ -457,6 +495,14 @@ VectorMath MakeTable(absl::string_view name) {
   binary(Prim::kMin, std::type_identity<MinOp>());
   binary(Prim::kPow, std::type_identity<PowOp>());
   binary(Prim::kLess, std::type_identity<LessOp>());
+  const auto pairs = [&]<size_t... kIndex>(std::index_sequence<kIndex...>) {
+    ((t.pair[kIndex / VectorMath::kSeconds][kIndex % VectorMath::kSeconds] =
+          Set::template Pair<static_cast<VectorMath::First>(kIndex / VectorMath::kSeconds),
+                             static_cast<VectorMath::Second>(kIndex % VectorMath::kSeconds)>),
+     ...);
+  };
+  pairs(std::make_index_sequence<size_t{VectorMath::kFirsts} * VectorMath::kSeconds>());
+  t.fill = Set::Fill;
   t.select_vv = Set::SelectVV;
   t.select_vs = Set::SelectVS;
   t.select_sv = Set::SelectSV;

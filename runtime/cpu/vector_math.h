@@ -37,6 +37,15 @@ struct VectorMath {
   BinaryVectorScalar vs[kPrims];
   BinaryScalarVector sv[kPrims];
 
+  // Two operations of arithmetic in one loop, each with its own rounding: t = first(a, b or s), dst = second(t, c or
+  // u).
+  enum First { kAddVV, kAddVS, kSubVV, kSubVS, kSubSV, kMulVV, kMulVS, kFirsts };      // kSubSV: s - a
+  enum Second { kAddV, kAddS, kSubV, kSubS, kFromV, kFromS, kMulV, kMulS, kSeconds };  // kFromV: c - t
+  using Pair = void (*)(float* dst, const float* a, const float* b, float s, const float* c, float u, int64_t n);
+  Pair pair[kFirsts][kSeconds];
+
+  void (*fill)(float* dst, float value, int64_t n);
+
   // dst = c != 0 ? a : b; a and b vectors (v) or scalars (s).
   void (*select_vv)(float* dst, const float* c, const float* a, const float* b, int64_t n);
   void (*select_vs)(float* dst, const float* c, const float* a, float b, int64_t n);
