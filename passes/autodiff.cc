@@ -199,12 +199,18 @@ class Differentiator {
   }
 
   // True if the op that makes `gradient` can take `sum` as its accumulator and is new: nobody reads its results and no
-  // gradient holds one.
+  // gradient holds one. It must not read `sum` besides: the accumulator's buffer is written.
   bool Accumulates(Value gradient, Value sum) const {
     const Node& maker = *gradient.node;
     return maker.phase() == Phase::kBackward && !held_.contains(&maker) && maker.uses().empty() &&
            maker.op().has_accumulator && !maker.attrs().Bool("accumulator") && gradient.index == 0 &&
-           gradient.type() == sum.type();
+           gradient.type() == sum.type() &&
+           absl::c_none_of(maker.operands(), [&](Value operand) { return BehindViews(operand) == BehindViews(sum); });
+  }
+
+  static Value BehindViews(Value value) {
+    while (!value.node->is_input() && value.node->op().is_view) value = value.node->operands()[0];
+    return value;
   }
 
   absl::Status AddOutputs() {

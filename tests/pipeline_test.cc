@@ -202,7 +202,7 @@ TEST(PipelineTest, RowsAreWellFormed) {
       SCOPED_TRACE(option.name);
       EXPECT_NE(option.kind, AttrKind::kIntList);
       EXPECT_FALSE(option.doc.empty());
-      if (pass->always_on) EXPECT_FALSE(option.default_text.empty());
+      EXPECT_FALSE(pass->always_on && option.default_text.empty());
       if (option.default_text.empty()) continue;
       ASSERT_OK_AND_ASSIGN(const AttrValue value, ParseOptionValue(option, option.default_text));
       EXPECT_EQ(OptionValueToString(option, value), option.default_text);
