@@ -190,13 +190,16 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> MakeTokenizer(const PrepOptions& opti
   ASSIGN_OR_RETURN(std::unique_ptr<TokenizerTrainer> trainer, NewTokenizerTrainer(options.tokenizer));
   // Characters are all collected, or a rare one would be lost.
   const int64_t limit = options.tokenizer == "char" ? source->size_bytes() : options.tokenizer_bytes;
+  const double train_share = static_cast<double>(train_documents) / static_cast<double>(source->num_documents());
+  const int64_t expected =
+      std::min(limit, static_cast<int64_t>(train_share * static_cast<double>(source->size_bytes())));
   int64_t bytes = 0;
   for (int64_t i = 0; i < train_documents && bytes < limit; ++i) {
     RETURN_IF_ERROR(source->ReadDocument(order(i), [&](absl::string_view text) {
       if (bytes >= limit) return absl::OkStatus();
       trainer->Add(text);
       bytes += static_cast<int64_t>(text.size());
-      if (options.progress) options.progress("training tokenizer", bytes, std::max(bytes, limit));
+      if (options.progress) options.progress("training tokenizer", bytes, std::max(bytes + 1, expected));
       return absl::OkStatus();
     }));
   }

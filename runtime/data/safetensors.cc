@@ -194,9 +194,7 @@ absl::StatusOr<std::unique_ptr<SafetensorsWriter>> SafetensorsWriter::Create(
     return ValidUtf8Prefix(text) == static_cast<int64_t>(text.size());
   };
   std::sort(tensors.begin(), tensors.end(), [](const SafetensorsTensor& a, const SafetensorsTensor& b) {
-    const int64_t a_size = SizeOf(a.type);
-    const int64_t b_size = SizeOf(b.type);
-    return a_size != b_size ? a_size > b_size : a.name < b.name;
+    return a.type != b.type ? a.type > b.type : a.name < b.name;
   });
   std::unique_ptr<SafetensorsWriter> writer(new SafetensorsWriter);
   nlohmann::ordered_json metadata_json = nlohmann::ordered_json::object();

@@ -18,7 +18,8 @@
 
 namespace mt {
 
-enum class SafetensorsType { kU8, kF16, kBF16, kI32, kF32, kI64, kF64 };
+// In the reference implementation's order, by which its writer sorts.
+enum class SafetensorsType { kU8, kF16, kBF16, kI32, kF32, kF64, kI64 };
 
 // Of one element: 1, 2, 4 or 8.
 int64_t SizeOf(SafetensorsType type);
@@ -34,7 +35,8 @@ struct SafetensorsTensor {
   int64_t size_bytes = 0;
 };
 
-// Orders tensors as the reference writer does (descending alignment, then name) and pads the header to 8 bytes.
+// Orders tensors as the reference writer does (descending type, which is descending alignment, then name) and pads the
+// header to 8 bytes: the same tensors and one item of metadata give the same bytes.
 class SafetensorsWriter {
  public:
   // Every tensor is declared here; its bytes follow by Append. Nothing is visible at `path` before Finish returned OK.
