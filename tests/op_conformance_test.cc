@@ -2,6 +2,7 @@
 // A new op is tested by being in the table.
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <map>
@@ -14,12 +15,14 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "codegen/plan/resources.h"
 #include "ir/builder.h"
 #include "ir/evaluator.h"
 #include "ir/graph.h"
 #include "ir/graph_io.h"
 #include "ir/op.h"
 #include "ir/text.h"
+#include "runtime/backend.h"
 #include "tests/test_util.h"
 
 namespace mt {
@@ -337,6 +340,178 @@ TEST_P(OpGradient, IsCentralDifference) {
   EXPECT_GT(checked, 0) << "no f32 sample";
 }
 
+// Backends.
+
+// Rows without a kernel on the cpu backend: views run no code, collectives need ranks.
+bool NeedsKernel(const OpDef& op) { return !op.is_view && op.effect == Effect::kNone; }
+
+std::vector<const OpDef*> OpsWithKernels() {
+  std::vector<const OpDef*> ops;
+  for (const OpDef* op : AllOps()) {
+    if (NeedsKernel(*op)) ops.push_back(op);
+  }
+  return ops;
+}
+
+// Buffers of one call, each alone in memory between red zones.
+class Buffers {
+ public:
+  static constexpr int64_t kZone = 256;
+  static constexpr uint8_t kRed = 0xA5;
+
+  std::byte* Add(int64_t bytes, uint8_t fill) {
+    Block block;
+    block.bytes = bytes;
+    const size_t size = static_cast<size_t>(2 * kZone + bytes);
+    block.memory.reset(static_cast<std::byte*>(std::aligned_alloc(256, (size + 255) / 256 * 256)));
+    std::memset(block.memory.get(), kRed, size);
+    std::memset(block.memory.get() + kZone, fill, static_cast<size_t>(bytes));
+    blocks_.push_back(std::move(block));
+    return blocks_.back().memory.get() + kZone;
+  }
+  bool RedZonesIntact() const {
+    for (const Block& block : blocks_) {
+      for (int64_t i = 0; i < kZone; ++i) {
+        if (block.memory.get()[i] != std::byte{kRed}) return false;
+        if (block.memory.get()[kZone + block.bytes + i] != std::byte{kRed}) return false;
+      }
+    }
+    return true;
+  }
+
+ private:
+  struct Free {
+    void operator()(std::byte* p) const { std::free(p); }
+  };
+  struct Block {
+    std::unique_ptr<std::byte, Free> memory;
+    int64_t bytes = 0;
+  };
+  std::vector<Block> blocks_;
+};
+
+void WriteTensor(const HostTensor<double>& from, std::byte* to) {
+  for (size_t i = 0; i < from.values.size(); ++i) {
+    const double v = from.values[i];
+    const float f = static_cast<float>(v);
+    switch (from.type.dtype) {
+      case DType::kF32:
+        std::memcpy(to + 4 * i, &f, 4);
+        break;
+      case DType::kF64:
+        std::memcpy(to + 8 * i, &v, 8);
+        break;
+      case DType::kBF16:  // The value is a bf16 already.
+        std::memcpy(to + 2 * i, reinterpret_cast<const std::byte*>(&f) + 2, 2);
+        break;
+      case DType::kF16: {
+        const _Float16 h = static_cast<_Float16>(f);
+        std::memcpy(to + 2 * i, &h, 2);
+        break;
+      }
+      default:
+        FAIL() << "no dtype " << DTypeName(from.type.dtype);
+    }
+  }
+  if (!from.ints.empty()) std::memcpy(to, from.ints.data(), 4 * from.ints.size());
+}
+
+HostTensor<double> ReadTensor(const std::byte* from, const TensorType& type) {
+  HostTensor<double> tensor = MakeHostTensor<double>(type);
+  for (size_t i = 0; i < tensor.values.size(); ++i) {
+    float f = 0;
+    if (type.dtype == DType::kF32) std::memcpy(&f, from + 4 * i, 4);
+    if (type.dtype == DType::kBF16) std::memcpy(reinterpret_cast<std::byte*>(&f) + 2, from + 2 * i, 2);
+    if (type.dtype == DType::kF16) {
+      _Float16 h = 0;
+      std::memcpy(&h, from + 2 * i, 2);
+      f = static_cast<float>(h);
+    }
+    tensor.values[i] = f;
+    if (type.dtype == DType::kF64) std::memcpy(&tensor.values[i], from + 8 * i, 8);
+  }
+  if (!tensor.ints.empty()) std::memcpy(tensor.ints.data(), from, 4 * tensor.ints.size());
+  return tensor;
+}
+
+// Runs the sample with results and workspace filled with `poison`; result `in_place.first` over operand
+// `in_place.second` where given. Returns the results' bytes.
+absl::StatusOr<std::vector<std::string>> RunOnBackend(Backend& backend, const Prepared& p, uint8_t poison,
+                                                      std::pair<int, int> in_place = {-1, -1}) {
+  Buffers buffers;
+  KernelCall call = {.op = p.op, .attrs = p.attrs, .operands = {}, .results = {}, .name = p.what};
+  for (const HostTensor<double>& operand : p.operands) {
+    std::byte* data = buffers.Add(operand.type.byte_size(), 0);
+    WriteTensor(operand, data);
+    call.operands.push_back({data, operand.type});
+  }
+  for (size_t r = 0; r < p.result_types.size(); ++r) {
+    std::byte* data = static_cast<int>(r) == in_place.first ? call.operands[static_cast<size_t>(in_place.second)].data
+                                                            : buffers.Add(p.result_types[r].byte_size(), poison);
+    call.results.push_back({data, p.result_types[r]});
+  }
+  call.workspace_bytes = WorkspaceBytes(backend.name(), *p.op, p.operand_types, p.result_types, p.attrs);
+  if (call.workspace_bytes > 0) call.workspace = buffers.Add(call.workspace_bytes, poison);
+  ASSIGN_OR_RETURN(const Thunk thunk, backend.Bind(call));
+  thunk();
+  backend.Synchronize();
+  if (!buffers.RedZonesIntact()) return absl::InternalError("wrote outside its buffers");
+  for (size_t i = 0; i < p.operands.size(); ++i) {
+    if (static_cast<int>(i) == in_place.second) continue;
+    std::string before(static_cast<size_t>(p.operand_types[i].byte_size()), '\0');
+    WriteTensor(p.operands[i], reinterpret_cast<std::byte*>(before.data()));
+    if (std::memcmp(before.data(), call.operands[i].data, before.size()) != 0) {
+      return absl::InternalError(absl::StrCat("wrote into operand ", i));
+    }
+  }
+  std::vector<std::string> results;
+  for (const Tensor& result : call.results) {
+    results.emplace_back(reinterpret_cast<const char*>(result.data), static_cast<size_t>(result.type.byte_size()));
+  }
+  return results;
+}
+
+class OpOnCpu : public OpConformance {};
+
+TEST_P(OpOnCpu, AgreesWithReference) {
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Backend> backend, MakeCpuBackend(2));
+  for (const Prepared& p : PrepareSamples(op())) {
+    SCOPED_TRACE(p.what);
+    ASSERT_OK_AND_ASSIGN(const auto expected, EvaluateOp<double>(op(), p.attrs, p.OperandPointers(), p.result_types));
+    ASSERT_OK_AND_ASSIGN(const std::vector<std::string> results, RunOnBackend(*backend, p, 0xFF));
+    for (size_t r = 0; r < results.size(); ++r) {
+      const TensorType& type = p.result_types[r];
+      const HostTensor<double> got = ReadTensor(reinterpret_cast<const std::byte*>(results[r].data()), type);
+      EXPECT_EQ(got.ints, expected[r].ints) << "result " << r;
+      // Half a unit in the last place either way where the two round differently.
+      const double unit = type.dtype == DType::kBF16 ? 0x1.01p-8 : type.dtype == DType::kF16 ? 0x1.01p-11 : 0;
+      const double relative = op().tolerance > 0 ? std::max(op().tolerance, unit) : 0;
+      const double allowed = relative * LargestMagnitude(expected[r].values);
+      for (size_t i = 0; i < got.values.size(); ++i) {
+        ASSERT_NEAR(got.values[i], expected[r].values[i], allowed) << "result " << r << " element " << i;
+      }
+    }
+  }
+}
+
+// The same bits whatever the buffers held before, however many threads run, and in place.
+TEST_P(OpOnCpu, SameBitsAlways) {
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Backend> one, MakeCpuBackend(1));
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Backend> three, MakeCpuBackend(3));
+  for (const Prepared& p : PrepareSamples(op())) {
+    SCOPED_TRACE(p.what);
+    ASSERT_OK_AND_ASSIGN(const std::vector<std::string> expected, RunOnBackend(*one, p, 0xFF));
+    ASSERT_OK_AND_ASSIGN(const std::vector<std::string> other_poison, RunOnBackend(*one, p, 0x11));
+    EXPECT_EQ(other_poison, expected) << "reads what it has not written";
+    ASSERT_OK_AND_ASSIGN(const std::vector<std::string> threads, RunOnBackend(*three, p, 0x11));
+    EXPECT_EQ(threads, expected) << "depends on the number of threads";
+    for (const std::pair<int, int>& pair : InPlacePairs(op(), p.operand_types, p.result_types, p.attrs)) {
+      ASSERT_OK_AND_ASSIGN(const std::vector<std::string> in_place, RunOnBackend(*three, p, 0x11, pair));
+      EXPECT_EQ(in_place, expected) << "result " << pair.first << " in place of operand " << pair.second;
+    }
+  }
+}
+
 std::string TestName(const ::testing::TestParamInfo<const OpDef*>& info) {
   std::string name(info.param->name);
   absl::c_replace(name, '.', '_');
@@ -345,6 +520,7 @@ std::string TestName(const ::testing::TestParamInfo<const OpDef*>& info) {
 
 INSTANTIATE_TEST_SUITE_P(Rows, OpConformance, ::testing::ValuesIn(AllOps().begin(), AllOps().end()), TestName);
 INSTANTIATE_TEST_SUITE_P(Rows, OpGradient, ::testing::ValuesIn(DifferentiableOps()), TestName);
+INSTANTIATE_TEST_SUITE_P(Rows, OpOnCpu, ::testing::ValuesIn(OpsWithKernels()), TestName);
 
 }  // namespace
 }  // namespace mt
