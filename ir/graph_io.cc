@@ -209,7 +209,9 @@ class GraphReader {
       if (!parsed) return Bad(Shown(from.phase()), " is no phase; known: forward backward optimizer");
       phase = *parsed;
     }
-    const std::string& name = from.name().empty() && IsTextName(from.id()) ? from.id() : from.name();
+    // Digits alone are a number that ToProto gave to a node without a name.
+    const bool numbered = from.id().find_first_not_of("0123456789") == std::string::npos;
+    const std::string& name = from.name().empty() && !numbered ? from.id() : from.name();
     ASSIGN_OR_RETURN(Node * node, graph_.AddNode(*op, operands, std::move(attrs), name));
     graph_.SetNodePhase(node, phase);
     if (from.types_size() != 0 && from.types_size() != node->num_results()) {
