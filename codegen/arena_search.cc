@@ -44,10 +44,9 @@ struct Problem {
   Rows neighbours;            // Buffer -> buffers that meet it in time.
   Rows members;               // Section -> buffers.
   std::vector<int64_t> load;  // Section -> sum of sizes.
-  std::vector<int64_t> peak;  // Buffer -> largest load over its sections.
 
   Problem(absl::Span<const SectionBuffer> the_buffers, int32_t sections)
-      : buffers(the_buffers), num_sections(sections), load(sections), peak(the_buffers.size()) {
+      : buffers(the_buffers), num_sections(sections), load(sections) {
     const int32_t n = static_cast<int32_t>(buffers.size());
     std::vector<std::vector<int32_t>> by_section(num_sections);
     for (int32_t i = 0; i < n; ++i) {
@@ -63,7 +62,6 @@ struct Problem {
     }
     members.begin.push_back(members.items.size());
     for (int32_t i = 0; i < n; ++i) {
-      peak[i] = *std::max_element(load.begin() + buffers[i].lo, load.begin() + buffers[i].hi + 1);
       neighbours.begin.push_back(neighbours.items.size());
       // Those live where i begins, then those that begin later.
       for (const int32_t j : members[buffers[i].lo]) {
@@ -78,6 +76,19 @@ struct Problem {
     neighbours.begin.push_back(neighbours.items.size());
   }
 };
+
+// Orders of buffers: weighted sums of the logarithms of peak load, duration and size, noise, and the failures of
+// sections.
+struct Weights {
+  double peak, duration, size, noise, failure;
+};
+
+// The base-2 logarithm, linear between powers of two: unlike std::log the same on every machine.
+double RoughLog2(int64_t x) {
+  int exponent;
+  const double mantissa = std::frexp(static_cast<double>(x), &exponent);
+  return exponent + 2 * mantissa - 2;
+}
 
 // One depth-first search at a time; its memory is reused by the next.
 class DepthFirst {
@@ -94,18 +105,25 @@ class DepthFirst {
         cuts_(problem.num_sections),
         witness_(problem.num_sections),
         failures_(problem.num_sections),
-        table_(size_t{1} << kTableBits) {}
+        table_(size_t{1} << kTableBits) {
+    FindTwins();
+  }
 
-  // Searches with ties at equal offsets broken by `order`, first to last, for at most `work_limit` units.
-  // `stop` makes it give up early (kLimit).
-  SearchResult Run(absl::Span<const int32_t> order, int64_t capacity, int64_t work_limit,
+  // Searches with ties at equal offsets broken in favour of large keys, for at most `work_limit` units. A buffer's key
+  // is keys[i] + peak_weight * log2(largest sum of unplaced sizes over its sections), which counts when a part is split
+  // off. `stop` makes it give up early (kLimit).
+  SearchResult Run(std::vector<double> keys, double peak_weight, int64_t capacity, int64_t work_limit,
                    const std::function<bool()>& stop) {
     ++generation_;
     work_ = 0;
     work_limit_ = work_limit;
+    keys_ = std::move(keys);
+    peak_weight_ = peak_weight;
+    capacity_ = capacity;
     next_stop_check_ = 4096;
     stop_ = &stop;
     stack_.clear();
+    saved_ranks_.clear();
     undo_.clear();
     candidates_.clear();
     std::fill(failures_.begin(), failures_.end(), 0);
@@ -118,12 +136,11 @@ class DepthFirst {
       if (latest_[s] < 0) return SearchResult::kInfeasible;
     }
     for (int32_t i = 0; i < n_; ++i) {
-      rank_[order[i]] = i;
       for (int32_t s = problem_.buffers[i].lo; s <= problem_.buffers[i].hi; ++s) ++unplaced_[s];
       for (int32_t s = problem_.buffers[i].lo; s < problem_.buffers[i].hi; ++s) ++cuts_[s];
     }
-    FindTwins(order);
-    stack_.assign(order.begin(), order.end());
+    std::iota(rank_.begin(), rank_.end(), 0);
+    stack_.assign(rank_.begin(), rank_.end());
     return Split(0, problem_.num_sections - 1, 0, n_);
   }
 
@@ -132,6 +149,10 @@ class DepthFirst {
   int64_t work() const { return work_; }
 
  private:
+  struct Ranked {
+    double key;
+    int32_t buffer;
+  };
   struct Undo {
     int32_t buffer;
     int64_t floor;
@@ -150,17 +171,15 @@ class DepthFirst {
     int32_t rank = 0, generation = 0;
   };
 
-  // Of buffers that are alike in all, only the first in the order that is left may be placed.
-  void FindTwins(absl::Span<const int32_t> order) {
-    std::vector<int32_t> sorted(order.begin(), order.end());
+  // Of buffers that are alike in all, only the first that is left may be placed.
+  void FindTwins() {
+    std::vector<int32_t> sorted(n_);
+    std::iota(sorted.begin(), sorted.end(), 0);
     const auto key = [this](int32_t i) {
       const SectionBuffer& b = problem_.buffers[i];
       return std::array<int64_t, 3>{b.lo, b.hi, b.size};
     };
-    std::sort(sorted.begin(), sorted.end(), [&](int32_t a, int32_t b) {
-      const auto ka = key(a), kb = key(b);
-      return ka != kb ? ka < kb : rank_[a] < rank_[b];
-    });
+    std::stable_sort(sorted.begin(), sorted.end(), [&](int32_t a, int32_t b) { return key(a) < key(b); });
     for (int32_t i = 0; i < n_; ++i) {
       twin_[sorted[i]] = i > 0 && key(sorted[i - 1]) == key(sorted[i]) ? sorted[i - 1] : -1;
     }
@@ -172,17 +191,34 @@ class DepthFirst {
     for (int32_t a = first; a <= last;) {
       int32_t b = a;
       while (b < last && cuts_[b] > 0) ++b;
-      const size_t base = stack_.size();
-      uint64_t hash = 0;
+      const size_t base = stack_.size(), ranks = saved_ranks_.size();
+      ranked_.clear();
       for (int32_t i = 0; i < count; ++i) {
         const int32_t x = stack_[begin + i];
-        if (floor_[x] == kPlaced || problem_.buffers[x].lo < a || problem_.buffers[x].hi > b) continue;
-        stack_.push_back(x);
-        hash += StateHash(x, floor_[x]);
+        const SectionBuffer& buffer = problem_.buffers[x];
+        if (floor_[x] == kPlaced || buffer.lo < a || buffer.hi > b) continue;
+        const int64_t tightest = *std::min_element(latest_.begin() + buffer.lo, latest_.begin() + buffer.hi + 1);
+        ranked_.push_back({keys_[x] + peak_weight_ * RoughLog2(capacity_ - tightest), x});
       }
-      const int32_t live = static_cast<int32_t>(stack_.size() - base);
+      const int32_t live = static_cast<int32_t>(ranked_.size());
       if (live > 0) {
-        const SearchResult result = Place(a, b, base, live, live, -1, -1, hash);
+        std::sort(ranked_.begin(), ranked_.end(), [](const Ranked& x, const Ranked& y) {
+          return x.key != y.key ? x.key > y.key : x.buffer < y.buffer;
+        });
+        // The order is part of the state, as what has failed depends on it.
+        uint64_t order = 0, hash = 0;
+        for (int32_t i = 0; i < live; ++i) {
+          const int32_t x = ranked_[i].buffer;
+          stack_.push_back(x);
+          saved_ranks_.push_back(rank_[x]);
+          rank_[x] = i;
+          order = Mix(order + static_cast<uint64_t>(x) + 1);
+          hash += StateHash(x, floor_[x]);
+        }
+        work_ += live / 4;
+        const SearchResult result = Place(a, b, base, live, live, -1, -1, hash + order);
+        for (int32_t i = 0; i < live; ++i) rank_[stack_[base + i]] = saved_ranks_[ranks + i];
+        saved_ranks_.resize(ranks);
         stack_.resize(base);
         if (result != SearchResult::kFound) return result;
       }
@@ -358,8 +394,9 @@ class DepthFirst {
 
   const Problem& problem_;
   const int32_t n_;
-  std::vector<int32_t> rank_;      // Buffer -> position in the order of this run.
-  std::vector<int32_t> twin_;      // Buffer -> the identical one before it in the order, or -1.
+  std::vector<int32_t> rank_;  // Buffer -> position in the order of its part.
+  std::vector<int32_t> twin_;  // Buffer -> the identical one before it, or -1.
+  std::vector<double> keys_;
   std::vector<int64_t> floor_;     // Buffer -> highest top of the placed buffers that meet it, or kPlaced.
   std::vector<int64_t> offset_;    // Buffer -> its offset while placed.
   std::vector<int64_t> latest_;    // Section -> capacity less the sizes of its unplaced buffers.
@@ -368,49 +405,36 @@ class DepthFirst {
   std::vector<int32_t> witness_;   // Section -> the buffer that last satisfied CheckSections: a hint, never undone.
   std::vector<int64_t> failures_;
   std::vector<Failed> table_;
-  std::vector<int32_t> stack_;
+  std::vector<int32_t> stack_, saved_ranks_;
+  std::vector<Ranked> ranked_;
   std::vector<Undo> undo_;
   std::vector<Candidate> candidates_;
   int32_t generation_ = 0;
-  int64_t work_ = 0, work_limit_ = 0, next_stop_check_ = 0;
+  int64_t work_ = 0, work_limit_ = 0, next_stop_check_ = 0, capacity_ = 0;
+  double peak_weight_ = 0;
   const std::function<bool()>* stop_ = nullptr;
-};
-
-// Orders of buffers: weighted sums of the logarithms of peak load, duration and size, noise, and the failures of
-// sections.
-struct Weights {
-  double peak, duration, size, noise, failure;
 };
 
 // The first complete orders: duration, area and peak first in turn, and balanced ones.
 constexpr Weights kComplete[] = {
     {1e-3, 1, 1e-6, 0, 0}, {1e3, 1, 1, 0, 0}, {1e3, 1, 1e-3, 0, 0}, {1e-6, 1, 1, 0, 0}, {4, 1, 0.5, 0, 0}};
 
-// The base-2 logarithm, linear between powers of two: unlike std::log the same on every machine.
-double RoughLog2(int64_t x) {
-  int exponent;
-  const double mantissa = std::frexp(static_cast<double>(x), &exponent);
-  return exponent + 2 * mantissa - 2;
-}
-
-std::vector<int32_t> MakeOrder(const Problem& problem, const Weights& weights, const std::vector<double>& failures,
-                               uint64_t seed) {
+// Buffer -> its key without the peak load; the largest comes first.
+std::vector<double> MakeKeys(const Problem& problem, const Weights& weights, const std::vector<double>& failures,
+                             uint64_t seed) {
   const size_t n = problem.buffers.size();
   double worst = 1;
   for (const double f : failures) worst = std::max(worst, f);
-  std::vector<double> key(n);
+  std::vector<double> keys(n);
   for (size_t i = 0; i < n; ++i) {
     const SectionBuffer& b = problem.buffers[i];
     double failure = 0;
     if (weights.failure > 0) failure = *std::max_element(failures.begin() + b.lo, failures.begin() + b.hi + 1) / worst;
     const double noise = static_cast<double>(Mix(seed * 0x9e3779b97f4a7c15u + i) >> 11) * 0x1p-53;
-    key[i] = weights.peak * RoughLog2(problem.peak[i]) + weights.duration * RoughLog2(b.duration) +
-             weights.size * RoughLog2(b.size) + weights.noise * noise + weights.failure * failure;
+    keys[i] = weights.duration * RoughLog2(b.duration) + weights.size * RoughLog2(b.size) + weights.noise * noise +
+              weights.failure * failure;
   }
-  std::vector<int32_t> order(n);
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return key[a] > key[b]; });
-  return order;
+  return keys;
 }
 
 // The k-th restart's weights.
@@ -476,7 +500,7 @@ SearchOutcome SearchCapacity(absl::Span<const SectionBuffer> buffers, int32_t nu
         const bool complete = i == 0;
         const Weights weights = complete ? kComplete[batch % std::size(kComplete)] : RestartWeights(restarts + i);
         const int64_t limit = complete ? std::max(restart_limit, outcome.work / 8) : restart_limit;
-        slot.result = search.Run(MakeOrder(problem, weights, failures, restarts + i), capacity, limit,
+        slot.result = search.Run(MakeKeys(problem, weights, failures, restarts + i), weights.peak, capacity, limit,
                                  [&] { return decided.load() < i; });
         slot.work = search.work();
         slot.failures = search.failures();

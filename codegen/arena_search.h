@@ -1,8 +1,9 @@
 // The exact part of the arena packer: does a set of buffers fit in a capacity?
 // Depth first over canonical packings (offsets in non-decreasing order, every buffer on the floor or on another one).
 // Source: Moffitt, "MiniMalloc: A Lightweight Memory Allocator for Hardware-Accelerated Machine Learning" (2024) for
-// the canonical order, section bounds, dominance and decomposition at cuts. Added here: witnesses that take skipped
-// buffers into account, a table of failed states, identical buffers, restarts that learn which sections fail.
+// the canonical order, section bounds, dominance, decomposition at cuts and new orders for the parts. Added here:
+// witnesses that take skipped buffers into account, a table of failed states, identical buffers, restarts that learn
+// which sections fail.
 #ifndef MT_CODEGEN_ARENA_SEARCH_H_
 #define MT_CODEGEN_ARENA_SEARCH_H_
 
