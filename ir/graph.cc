@@ -1,6 +1,7 @@
 #include "ir/graph.h"
 
 #include <algorithm>
+#include <bit>
 #include <queue>
 
 #include "absl/container/flat_hash_map.h"
@@ -10,7 +11,6 @@
 #include "ir/base/check.h"
 #include "ir/base/hash.h"
 #include "ir/base/status_macros.h"
-#include "ir/text.h"
 
 namespace mt {
 namespace {
@@ -25,6 +25,46 @@ std::optional<Enum> ParseEnum(absl::string_view name, const absl::string_view (&
   }
   return std::nullopt;
 }
+
+// Hashes everything that the text form says, without writing it; the same on every run and machine.
+class Fingerprinter {
+ public:
+  void Word(uint64_t word) {
+    hash_ = (hash_ ^ word) * 0x9e3779b97f4a7c15u;
+    hash_ ^= hash_ >> 29;
+  }
+  void Bytes(absl::string_view bytes) {
+    Word(bytes.size());
+    hash_ = Fnv1a(bytes, hash_);
+  }
+  void Type(const TensorType& type) {
+    Word(static_cast<uint64_t>(type.dtype));
+    Word(type.dims.size());
+    for (const int64_t dim : type.dims) Word(static_cast<uint64_t>(dim));
+  }
+  void Attr(const AttrValue& value) {
+    Word(value.index());
+    switch (KindOf(value)) {
+      case AttrKind::kBool:
+        return Word(std::get<bool>(value) ? 1 : 0);
+      case AttrKind::kInt:
+        return Word(static_cast<uint64_t>(std::get<int64_t>(value)));
+      case AttrKind::kDouble:
+        return Word(std::bit_cast<uint64_t>(std::get<double>(value)));
+      case AttrKind::kString:
+        return Bytes(std::get<std::string>(value));
+      case AttrKind::kDType:
+        return Word(static_cast<uint64_t>(std::get<DType>(value)));
+      case AttrKind::kIntList:
+        Word(std::get<IntList>(value).size());
+        for (const int64_t item : std::get<IntList>(value)) Word(static_cast<uint64_t>(item));
+    }
+  }
+  uint64_t hash() const { return hash_; }
+
+ private:
+  uint64_t hash_ = 0xcbf29ce484222325u;
+};
 
 constexpr absl::string_view kRoleNames[] = {"data", "step", "parameter", "optimizer_state"};
 constexpr absl::string_view kPhaseNames[] = {"forward", "backward", "optimizer"};
@@ -227,7 +267,44 @@ std::vector<Node*> Graph::TopologicalOrder() const {
   return order;
 }
 
-uint64_t Graph::Fingerprint() const { return Fnv1a(Print(*this)); }
+uint64_t Graph::Fingerprint() const {
+  Fingerprinter print;
+  print.Bytes(name_);
+  print.Word(static_cast<uint64_t>(stage_));
+  const std::vector<Node*> order = TopologicalOrder();
+  absl::flat_hash_map<const Node*, uint64_t> numbers;
+  numbers.reserve(order.size());
+  for (const Node* node : order) numbers.emplace(node, numbers.size());
+  // Nodes on a cycle, which a verifier will find, have no number.
+  const auto number = [&](const Node* node) {
+    const auto at = numbers.find(node);
+    return at == numbers.end() ? ~uint64_t{0} : at->second;
+  };
+  const auto add = [&](const Value& value) {
+    print.Word(number(value.node));
+    print.Word(static_cast<uint64_t>(value.index));
+  };
+  for (const Node* node : order) {
+    print.Bytes(node->op().name);
+    print.Bytes(node->name());
+    print.Word(static_cast<uint64_t>(node->is_input() ? node->role() : Role::kData));
+    print.Word(static_cast<uint64_t>(node->phase()));
+    print.Word(number(node->recompute_of()));
+    for (const auto& [name, value] : node->attrs().entries()) {
+      print.Bytes(name);
+      print.Attr(value);
+    }
+    print.Word(node->operands().size());
+    for (const Value& operand : node->operands()) add(operand);
+    for (const TensorType& type : node->result_types()) print.Type(type);
+  }
+  for (const Output& output : outputs_) {
+    print.Bytes(output.name);
+    add(output.value);
+    print.Word(number(output.donates));
+  }
+  return print.hash();
+}
 
 std::string Init::ToString() const {
   switch (kind) {
@@ -315,6 +392,23 @@ int64_t Module::num_parameters() const {
   return total;
 }
 
-uint64_t Module::Fingerprint() const { return Fnv1a(Print(*this)); }
+uint64_t Module::Fingerprint() const {
+  Fingerprinter print;
+  print.Bytes(name_);
+  for (const auto& [name, value] : facts_) {
+    print.Bytes(name);
+    print.Word(static_cast<uint64_t>(value));
+  }
+  for (const State& state : states_) {
+    print.Bytes(state.name);
+    print.Type(state.type);
+    print.Type({state.type.dtype, state.logical_dims});
+    print.Word(static_cast<uint64_t>(state.role));
+    print.Word(static_cast<uint64_t>(state.init.kind));
+    print.Attr(state.init.stddev);
+  }
+  for (const auto& graph : graphs_) print.Word(graph->Fingerprint());
+  return print.hash();
+}
 
 }  // namespace mt

@@ -156,7 +156,7 @@ class Graph {
   // Inputs in their order, then the other nodes so that operands come first; among the ready ones the smallest id.
   // Nodes on a cycle (a corrupted graph) are left out: the verifier compares the count.
   std::vector<Node*> TopologicalOrder() const;
-  // Hash of the canonical text: equal graphs, equal fingerprints, whatever the ids.
+  // Hash of what the text form says: equal graphs, equal fingerprints, whatever the ids.
   uint64_t Fingerprint() const;
 
  private:

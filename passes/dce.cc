@@ -2,6 +2,8 @@
 #include <vector>
 
 #include "absl/container/flat_hash_set.h"
+#include "absl/strings/str_cat.h"
+#include "ir/base/status_macros.h"
 #include "passes/registry.h"
 
 namespace mt {
@@ -9,13 +11,16 @@ namespace {
 
 // Removes nodes that no output and no effect depends on, then inputs of the loader and of StepInputs that nobody reads.
 // States stay: they are what the module promises to hold.
-bool RemoveDeadNodes(Graph& graph) {
+absl::StatusOr<bool> RemoveDeadNodes(Graph& graph) {
   absl::flat_hash_set<const Node*> live;
   std::vector<const Node*> todo;
   const auto reach = [&](const Node* node) {
     if (live.insert(node).second) todo.push_back(node);
   };
   const std::vector<Node*> order = graph.TopologicalOrder();
+  if (static_cast<int64_t>(order.size()) != graph.num_nodes()) {
+    return absl::InternalError(absl::StrCat("graph @", graph.name(), " has a cycle"));
+  }
   for (const Output& output : graph.outputs()) {
     reach(output.value.node);
     if (output.donates != nullptr) reach(output.donates);
@@ -43,7 +48,10 @@ bool RemoveDeadNodes(Graph& graph) {
 
 absl::StatusOr<bool> Dce(Module& module, const Attrs&, PassContext&) {
   bool changed = false;
-  for (const auto& graph : module.graphs()) changed = RemoveDeadNodes(*graph) || changed;
+  for (const auto& graph : module.graphs()) {
+    ASSIGN_OR_RETURN(const bool removed, RemoveDeadNodes(*graph));
+    changed = changed || removed;
+  }
   return changed;
 }
 

@@ -75,7 +75,7 @@ absl::Status RunPipeline(Module& module, const Pipeline& pipeline, PassContext& 
     }
     if (changed && &pass != &kDcePass) {
       absl::StatusOr<bool> removed = kDcePass.run(module, Attrs(), context);
-      if (!removed.ok()) return Annotate(removed.status(), absl::StrCat(label, ", removing dead nodes"));
+      if (!removed.ok()) return Annotate(removed.status(), absl::StrCat(label, " broke the module"));
       if (*removed) fingerprint = module.Fingerprint();
     }
     if (dumps) {

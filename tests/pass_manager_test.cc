@@ -81,6 +81,18 @@ TEST(PassManagerTest, NamesThePassThatBreaksTheModule) {
                        AllOf(HasSubstr("pass probe broke the module: "), HasSubstr("two outputs are named \"loss\""))));
 }
 
+TEST(PassManagerTest, NamesThePassThatMakesACycle) {
+  const PassDef knots = MakePass([](Module& m, const Attrs&, PassContext&) -> absl::StatusOr<bool> {
+    Graph& train = *m.FindGraph("train");
+    for (Node* node : train.Nodes()) {
+      if (node->name() == "gain") train.SetOperand(node, 0, node->result());
+    }
+    return true;
+  });
+  EXPECT_THAT(RunOne(*MustParse(kPerceptron), knots),
+              StatusIs(absl::StatusCode::kInternal, "pass probe broke the module: graph @train has a cycle"));
+}
+
 TEST(PassManagerTest, NamesThePassThatFails) {
   const PassDef fails = MakePass([](Module&, const Attrs&, PassContext&) -> absl::StatusOr<bool> {
     return absl::ResourceExhaustedError("no schedule fits");
