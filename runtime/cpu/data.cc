@@ -720,7 +720,6 @@ struct NormChunk {
   bool is_bf16;
 };
 
-using F32x8 = float __attribute__((vector_size(32)));
 using F64x8 = double __attribute__((vector_size(64)));
 
 // Squares are summed in f64: they may pass the range of f32.
@@ -729,12 +728,10 @@ MT_CPU_INLINE double SumOfSquares(const T* x, int64_t n) {
   F64x8 sum[2] = {};
   for (int64_t j = 0; j < n; j += kLanes) {
     const F32x16 v = LoadBlock(x + j, n - j);
-    F32x8 half[2];
-    std::memcpy(half, &v, sizeof(v));
-    for (int i = 0; i < 2; ++i) {
-      const F64x8 wide = __builtin_convertvector(half[i], F64x8);
-      sum[i] += wide * wide;
-    }
+    const F64x8 low = __builtin_convertvector(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7), F64x8);
+    const F64x8 high = __builtin_convertvector(__builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15), F64x8);
+    sum[0] += low * low;
+    sum[1] += high * high;
   }
   const F64x8 both = sum[0] + sum[1];
   return ((both[0] + both[4]) + (both[2] + both[6])) + ((both[1] + both[5]) + (both[3] + both[7]));

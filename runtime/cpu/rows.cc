@@ -227,11 +227,12 @@ ExpLoop BestExp() { return BestVectorMath().unary[static_cast<size_t>(Prim::kExp
 // Elements whose exponentials are computed at a time, in a buffer that stays in the first cache; a multiple of kLanes.
 constexpr int64_t kExpBlock = 512;
 
-// buffer[i] = e^(x[i] scale - max) for i in [0, n), 0 up to a multiple of kLanes. n <= kExpBlock.
+// buffer[i] = e^(x[i] scale - max) for i in [0, n), 0 up to a multiple of kLanes. n <= kExpBlock; the row goes on for
+// `room` elements.
 template <typename T>
-MT_CPU_INLINE void ExpBlock(ExpLoop exp, const T* x, int64_t n, float scale, float max, float* buffer) {
+MT_CPU_INLINE void ExpBlock(ExpLoop exp, const T* x, int64_t n, int64_t room, float scale, float max, float* buffer) {
   int64_t j = 0;
-  for (; j < n; j += kLanes) Store(buffer + j, LoadBlock(x + j, n - j) * scale - max);
+  for (; j < n; j += kLanes) Store(buffer + j, LoadInRow(x + j, n - j, room - j) * scale - max);
   exp(buffer, buffer, n);
   for (int64_t i = n; i < j; ++i) buffer[i] = 0;
 }
@@ -271,34 +272,38 @@ MT_CPU_INLINE void Softmax(const SoftmaxArgs& a, int64_t task) {
     const Visible visible = VisibleColumns(a, r);
     const T* x = reinterpret_cast<const T*>(a.x) + r * a.width + visible.first;
     T* y = reinterpret_cast<T*>(a.y) + r * a.width + visible.first;
-    const int64_t n = visible.last - visible.first;
+    const int64_t n = visible.last - visible.first, room = a.width - visible.first;
     F32x16 largest = Splat(kLowest);
     for (int64_t j = 0; j < n; j += kLanes) {
       // The scale may be negative: lanes beyond the row are set after it.
-      const F32x16 v = LoadBlock(x + j, n - j) * a.scale;
-      largest = Larger(n - j >= kLanes ? v : KeepLanes(v, n - j, kLowest), largest);
+      const F32x16 v = LoadInRow(x + j, n - j, room - j) * a.scale;
+      largest = Larger(KeepLanes(v, n - j, kLowest), largest);
     }
     const float max = Largest(largest);
     F32x16 sum = Splat(0);
     float buffer[kExpBlock];
     for (int64_t at = 0; at < n; at += kExpBlock) {
       const int64_t m = std::min(kExpBlock, n - at);
-      ExpBlock(a.exp, x + at, m, a.scale, max, buffer);
+      ExpBlock(a.exp, x + at, m, room - at, a.scale, max, buffer);
       for (int64_t j = 0; j < m; j += kLanes) {
         const F32x16 e = Load(buffer + j);
         sum += e;
         // What is not yet rounded can wait in y itself, but for bf16, where it is computed again.
-        if constexpr (sizeof(T) == sizeof(float)) StoreBlock(y + at + j, e, m - j);
+        if constexpr (sizeof(T) == sizeof(float)) StoreInRow(y + at + j, e, m - j, room - at - j);
       }
     }
     const float inverse = 1.0f / Sum(sum);
     for (int64_t at = 0; at < n; at += kExpBlock) {
       const int64_t m = std::min(kExpBlock, n - at);
       if constexpr (sizeof(T) == sizeof(float)) {
-        for (int64_t j = 0; j < m; j += kLanes) StoreBlock(y + at + j, LoadBlock(y + at + j, m - j) * inverse, m - j);
+        for (int64_t j = 0; j < m; j += kLanes) {
+          StoreInRow(y + at + j, LoadInRow(y + at + j, m - j, room - at - j) * inverse, m - j, room - at - j);
+        }
       } else {
-        ExpBlock(a.exp, x + at, m, a.scale, max, buffer);
-        for (int64_t j = 0; j < m; j += kLanes) StoreBlock(y + at + j, Load(buffer + j) * inverse, m - j);
+        ExpBlock(a.exp, x + at, m, room - at, a.scale, max, buffer);
+        for (int64_t j = 0; j < m; j += kLanes) {
+          StoreInRow(y + at + j, Load(buffer + j) * inverse, m - j, room - at - j);
+        }
       }
     }
     ZeroOutside(y - visible.first, visible, a.width);
@@ -313,15 +318,18 @@ MT_CPU_INLINE void SoftmaxBackward(const SoftmaxArgs& a, int64_t task) {
   const int64_t end = std::min(a.rows, (task + 1) * a.rows_per_task);
   for (int64_t r = task * a.rows_per_task; r < end; ++r) {
     const Visible visible = VisibleColumns(a, r);
-    const int64_t at = r * a.width + visible.first, n = visible.last - visible.first;
+    const int64_t at = r * a.width + visible.first, n = visible.last - visible.first, room = a.width - visible.first;
     const T* dy = reinterpret_cast<const T*>(a.dy) + at;
     const T* y = reinterpret_cast<const T*>(a.x) + at;
     T* dx = reinterpret_cast<T*>(a.y) + at;
     F32x16 dot = Splat(0);
-    for (int64_t j = 0; j < n; j += kLanes) dot += LoadBlock(dy + j, n - j) * LoadBlock(y + j, n - j);
+    for (int64_t j = 0; j < n; j += kLanes) {
+      dot += LoadInRow(dy + j, n - j, room - j) * LoadInRow(y + j, n - j, room - j);
+    }
     const float sum = Sum(dot);
     for (int64_t j = 0; j < n; j += kLanes) {
-      StoreBlock(dx + j, a.scale * LoadBlock(y + j, n - j) * (LoadBlock(dy + j, n - j) - sum), n - j);
+      const F32x16 v = a.scale * LoadInRow(y + j, n - j, room - j) * (LoadInRow(dy + j, n - j, room - j) - sum);
+      StoreInRow(dx + j, v, n - j, room - j);
     }
     ZeroOutside(dx - visible.first, visible, a.width);
   }
@@ -378,7 +386,7 @@ MT_CPU_INLINE void Loss(const LossArgs& a, int64_t chunk) {
     float buffer[kExpBlock];
     for (int64_t at = 0; at < n; at += kExpBlock) {
       const int64_t m = std::min(kExpBlock, n - at);
-      ExpBlock(a.exp, x + at, m, 1.0f, max, buffer);
+      ExpBlock(a.exp, x + at, m, n - at, 1.0f, max, buffer);
       for (int64_t j = 0; j < m; j += kLanes) sum += Load(buffer + j);
     }
     const float lse = max + std::log(Sum(sum));
@@ -445,11 +453,11 @@ MT_CPU_INLINE void LossBackward(const LossBackwardArgs& a, int64_t task) {
     }
     const float lse = a.lse[r];
     float buffer[kExpBlock];
-    ExpBlock(a.exp, x + label, 1, 1.0f, lse, buffer);
+    ExpBlock(a.exp, x + label, 1, n - label, 1.0f, lse, buffer);
     const F32x16 at_label = Splat((buffer[0] - 1.0f) * dloss);  // Before dx, which may be x, is written.
     for (int64_t at = 0; at < n; at += kExpBlock) {
       const int64_t m = std::min(kExpBlock, n - at);
-      ExpBlock(a.exp, x + at, m, 1.0f, lse, buffer);
+      ExpBlock(a.exp, x + at, m, n - at, 1.0f, lse, buffer);
       for (int64_t j = 0; j < m; j += kLanes) StoreBlock(dx + at + j, Load(buffer + j) * dloss, m - j);
     }
     StoreBlock(dx + label, at_label, 1);

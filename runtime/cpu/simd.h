@@ -59,14 +59,19 @@ MT_CPU_INLINE void Store(BF16Bits* p, const F32x16& v) {
   std::memcpy(p, &half, sizeof(half));
 }
 
+// v with `fill` in lanes n and above.
+MT_CPU_INLINE F32x16 KeepLanes(const F32x16& v, int64_t n, float fill) {
+  if (__builtin_expect(n >= kLanes, 1)) return v;
+  constexpr I32x16 kLane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return kLane < static_cast<int32_t>(n) ? v : Splat(fill);
+}
+
 // The first n < 16 lanes; the others are `fill`, or are not written.
 template <typename T>
 MT_CPU_INLINE F32x16 LoadPart(const T* p, int64_t n, float fill = 0) {
   T part[kLanes] = {};
   std::memcpy(part, p, static_cast<size_t>(n) * sizeof(T));
-  F32x16 v = Load(part);
-  for (int64_t i = n; i < kLanes; ++i) v[i] = fill;
-  return v;
+  return KeepLanes(Load(part), n, fill);
 }
 template <typename T>
 MT_CPU_INLINE void StorePart(T* p, const F32x16& v, int64_t n) {
@@ -88,12 +93,19 @@ MT_CPU_INLINE void StoreBlock(T* p, const F32x16& v, int64_t n) {
     StorePart(p, v, n);
   }
 }
-// v with `fill` in lanes n and above.
-MT_CPU_INLINE F32x16 KeepLanes(const F32x16& v, int64_t n, float fill) {
-  if (__builtin_expect(n >= kLanes, 1)) return v;
-  F32x16 kept = v;
-  for (int64_t i = n; i < kLanes; ++i) kept[i] = fill;
-  return kept;
+// As LoadBlock and StoreBlock, of a row that goes on for `room` elements, n or more of them: what lies beyond n in the
+// row may be read and is overwritten with `fill`.
+template <typename T>
+MT_CPU_INLINE F32x16 LoadInRow(const T* p, int64_t n, int64_t room, float fill = 0) {
+  return __builtin_expect(room >= kLanes, 1) ? KeepLanes(Load(p), n, fill) : LoadPart(p, n, fill);
+}
+template <typename T>
+MT_CPU_INLINE void StoreInRow(T* p, const F32x16& v, int64_t n, int64_t room, float fill = 0) {
+  if (__builtin_expect(room >= kLanes, 1)) {
+    Store(p, KeepLanes(v, n, fill));
+  } else {
+    StorePart(p, v, n);
+  }
 }
 
 MT_CPU_INLINE F32x16 Larger(const F32x16& a, const F32x16& b) { return a > b ? a : b; }
