@@ -32,7 +32,7 @@ constexpr char kPattern[] =
 constexpr size_t kMaxTrainingWordBytes = 1024;
 constexpr size_t kMaxTrainingWords = 3 << 20;  // Distinct ones; beyond it the rarest are forgotten.
 constexpr size_t kMaxCachedWordBytes = 64;
-constexpr size_t kMaxCachedWords = 1 << 18;
+constexpr size_t kMaxCachedWords = 1 << 16;
 constexpr size_t kMaxWordBytes = size_t{1} << 28;  // Longer ones are cut, so that positions fit 32 bits.
 
 // The pattern, compiled once for the process.
