@@ -339,7 +339,7 @@ TEST(PointwiseTest, EveryBroadcastAtEverySize) {
 TEST(PointwiseTest, PairsRoundEachStep) {
   ThreadPool pool(1);
   std::mt19937 random(12);
-  const TensorType type{DType::kF32, {2, 1500}};
+  const TensorType type{DType::kF32, {2, 300}};
   const std::vector<Buffer> operands = {Random(type, random), Random(type, random), Random(type, random),
                                         Random({DType::kF32, {}}, random), Random({DType::kF32, {}}, random)};
   for (const Prim first : {Prim::kAdd, Prim::kSub, Prim::kMul}) {
