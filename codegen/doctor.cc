@@ -1,5 +1,6 @@
 #include "codegen/doctor.h"
 
+#include <dlfcn.h>
 #include <sched.h>
 #include <unistd.h>
 
@@ -28,7 +29,6 @@
 #include "ir/base/units.h"
 #include "ir/builder.h"
 #include "models/model.h"
-#include "oneapi/dnnl/dnnl_version.h"
 
 namespace mt {
 namespace {
@@ -100,10 +100,19 @@ Diagnosis Memory() {
           absl::StrCat(FormatBytes(bytes), " available", why, enough ? "" : ": enough for the smallest models only")};
 }
 
+// The BLAS is loaded when a plan runs, so it is looked for in the same way.
 Diagnosis Libraries() {
+  const std::string protobuf =
+      absl::StrCat("protobuf ", google::protobuf::internal::VersionString(GOOGLE_PROTOBUF_VERSION));
+  void* blas = dlopen("libopenblas.so.0", RTLD_LAZY | RTLD_LOCAL);
+  if (blas == nullptr) {
+    return {Verdict::kFix, "libraries",
+            absl::StrCat(protobuf, "; libopenblas.so.0 is missing: apt-get install libopenblas0-pthread")};
+  }
+  const auto config = reinterpret_cast<char* (*)()>(dlsym(blas, "openblas_get_config"));
+  const std::vector<std::string> words = absl::StrSplit(config == nullptr ? "OpenBLAS" : config(), ' ');
   return {Verdict::kOk, "libraries",
-          absl::StrCat("built with oneDNN ", DNNL_VERSION_MAJOR, ".", DNNL_VERSION_MINOR, ".", DNNL_VERSION_PATCH,
-                       ", protobuf ", google::protobuf::internal::VersionString(GOOGLE_PROTOBUF_VERSION))};
+          absl::StrCat(protobuf, ", ", words[0], words.size() > 1 ? " " : "", words.size() > 1 ? words[1] : "")};
 }
 
 Diagnosis Gpu() {

@@ -9,7 +9,7 @@
 
 namespace mt {
 
-// Blocks smaller than this are control data (oneDNN makes a few of some dozen bytes for each call) and counted apart.
+// Blocks smaller than this hold no tensors and are counted apart.
 inline constexpr int64_t kSmallAllocationBytes = 4096;
 
 struct AllocationCounts {

@@ -25,6 +25,12 @@ struct BoundTensor {
   Role role = Role::kData;  // Inputs and states.
   TensorType type;
   std::byte* data = nullptr;
+
+  // REQUIRES: a host-addressable backend.
+  template <typename T>
+  T* data_as() const {
+    return reinterpret_cast<T*>(data);
+  }
 };
 
 class Program {

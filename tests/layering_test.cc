@@ -45,7 +45,7 @@ const std::map<std::string, std::vector<std::string>>& Layers() {
 
 constexpr const char* kFolders[] = {"proto", "ir", "passes", "models", "codegen", "runtime", "bench", "tests"};
 constexpr const char* kTopFiles[] = {"CMakeLists.txt", "README.md", "mt"};
-constexpr const char* kLibraries[] = {"absl/", "google/protobuf/", "gtest/", "gmock/", "nlohmann/", "oneapi/dnnl/"};
+constexpr const char* kLibraries[] = {"absl/", "google/protobuf/", "gtest/", "gmock/", "nlohmann/"};
 
 bool Within(const std::string& path, const std::string& folder) {
   return absl::StartsWith(path, absl::StrCat(folder, "/"));

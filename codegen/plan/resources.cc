@@ -6,16 +6,16 @@ namespace mt {
 namespace {
 
 constexpr int64_t kAlignment = 256;
-constexpr int64_t kMaxSlots = 16;
-// Work that is worth a slot of its own: tens of microseconds of one core.
-constexpr int64_t kMinSlotFlops = 2'000'000;
+constexpr int64_t kMaxTiles = 16;
+// Work that is worth a tile of its own: tens of microseconds of one core.
+constexpr double kMinTileFlops = 2e6;
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t RoundUp(int64_t a, int64_t unit) { return CeilDiv(a, unit) * unit; }
 
 int64_t CpuMatmulWorkspace(absl::Span<const TensorType> operands, absl::Span<const TensorType>, const Attrs& attrs) {
   const CpuMatmulTiling tiling = TileCpuMatmul(operands, attrs);
-  return tiling.slots * tiling.slot_bytes;
+  return tiling.tiles * tiling.tile_bytes;
 }
 
 int64_t F32Bytes(int64_t elements) { return elements * ByteSize(DType::kF32); }
@@ -68,30 +68,39 @@ CpuMatmulTiling TileCpuMatmul(absl::Span<const TensorType> operands, const Attrs
   t.cols = b.dim(t.transpose_b ? -2 : -1);
   t.batch = b.rank() == 2 ? 1 : b.num_elements() / (b.dim(-1) * b.dim(-2));
   t.rows = a.num_elements() / (t.depth * t.batch);
-  t.tile_batch = t.batch;
-  t.tile_rows = t.rows;
-  t.tile_cols = t.cols;
   // In double: the product may pass 2^63 for plans that no CPU will run.
   const double flops = 2.0 * static_cast<double>(t.batch) * static_cast<double>(t.rows) * static_cast<double>(t.cols) *
                        static_cast<double>(t.depth);
-  const int64_t wanted =
-      static_cast<int64_t>(std::clamp(flops / static_cast<double>(kMinSlotFlops), 1.0, static_cast<double>(kMaxSlots)));
-  if (t.batch >= wanted) {
-    t.tile_batch = CeilDiv(t.batch, wanted);
-  } else if (t.batch > 1) {
-    t.tile_batch = 1;
-  } else if (t.rows >= t.cols) {
-    t.tile_rows = std::min(t.rows, RoundUp(CeilDiv(t.rows, wanted), 32));
-  } else {
-    t.tile_cols = std::min(t.cols, RoundUp(CeilDiv(t.cols, wanted), 64));
+  const int64_t wanted = static_cast<int64_t>(std::clamp(flops / kMinTileFlops, 1.0, static_cast<double>(kMaxTiles)));
+  t.tile_batch = CeilDiv(t.batch, std::min(t.batch, wanted));
+  t.tile_rows = t.rows;
+  t.tile_cols = t.cols;
+  if (t.batch == 1) {
+    // A tile packs its rows of a and its columns of b: the grid that packs least, in the library's units.
+    double least = 0;
+    for (int64_t across = 1; across <= wanted; ++across) {
+      const int64_t down = wanted / across;
+      const int64_t rows = std::min(t.rows, RoundUp(CeilDiv(t.rows, down), 32));
+      const int64_t cols = std::min(t.cols, RoundUp(CeilDiv(t.cols, across), 32));
+      const int64_t tiles = CeilDiv(t.rows, rows) * CeilDiv(t.cols, cols);
+      const double packed = static_cast<double>(CeilDiv(t.cols, cols)) * static_cast<double>(t.rows) +
+                            static_cast<double>(CeilDiv(t.rows, rows)) * static_cast<double>(t.cols);
+      // Fewer than wanted tiles leave threads idle.
+      const double cost = packed * static_cast<double>(wanted) / static_cast<double>(tiles);
+      if (across == 1 || cost < least) {
+        least = cost;
+        t.tile_rows = rows;
+        t.tile_cols = cols;
+      }
+    }
   }
-  t.slots = CeilDiv(t.batch, t.tile_batch) * CeilDiv(t.rows, t.tile_rows) * CeilDiv(t.cols, t.tile_cols);
-  // What oneDNN's blocked matmul copies: a panel of b of 64 columns by up to 1,024 rows, and, where a is transposed, a
-  // block of it.
-  const int64_t width = ByteSize(a.dtype);
-  int64_t bytes = 64 * std::min<int64_t>(t.depth, 1024) * width + (24 << 10);
-  if (t.transpose_a) bytes += std::min<int64_t>(RoundUp(t.tile_rows, 16) * t.depth * width, 704 << 10);
-  t.slot_bytes = RoundUp(bytes, kAlignment);
+  t.tiles = CeilDiv(t.batch, t.tile_batch) * CeilDiv(t.rows, t.tile_rows) * CeilDiv(t.cols, t.tile_cols);
+  t.tile_bytes = 0;
+  if (a.dtype != DType::kF32) {
+    const int64_t rows = std::min(t.tile_rows, t.kBlockRows), cols = std::min(t.tile_cols, t.kBlockCols);
+    const int64_t depth = std::min(t.depth, t.kBlockDepth);
+    t.tile_bytes = RoundUp(F32Bytes(rows * depth + depth * cols + rows * cols), kAlignment);
+  }
   return t;
 }
 

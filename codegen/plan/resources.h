@@ -15,13 +15,17 @@ namespace mt {
 int64_t WorkspaceBytes(absl::string_view target, const OpDef& op, absl::Span<const TensorType> operands,
                        absl::Span<const TensorType> results, const Attrs& attrs);
 
-// How the CPU cuts a matmul into slots that run side by side, each with its own scratch.
+// How the CPU cuts a matmul into tiles that run side by side. f32 operands go to the BLAS as they are; others are
+// widened block by block in the tile's scratch: a [kBlockRows, kBlockDepth], b [kBlockDepth, kBlockCols] and the sum
+// [kBlockRows, kBlockCols], all f32.
 struct CpuMatmulTiling {
+  static constexpr int64_t kBlockRows = 128, kBlockCols = 256, kBlockDepth = 512;
+
   int64_t batch, rows, cols, depth;  // batch x ([rows, depth] x [depth, cols])
   bool transpose_a, transpose_b;
   int64_t tile_batch, tile_rows, tile_cols;  // Of one tile; the last one of a dimension may be smaller.
-  int64_t slots;                             // Number of tiles; at most 16.
-  int64_t slot_bytes;                        // Scratch for one.
+  int64_t tiles;                             // At most 16.
+  int64_t tile_bytes;                        // Scratch for one; 0 for f32.
 };
 CpuMatmulTiling TileCpuMatmul(absl::Span<const TensorType> operands, const Attrs& attrs);
 

@@ -17,7 +17,7 @@
 #include "ir/base/status_macros.h"
 #include "ir/base/units.h"
 #include "runtime/cpu/memory.h"
-#include "runtime/cpu/onednn.h"
+#include "runtime/cpu/blas.h"
 #include "runtime/cpu/thread_pool.h"
 #include "runtime/data/safetensors.h"
 
@@ -171,7 +171,7 @@ Json HardwareJson() {
 Json VersionsJson() {
   return {{"mt", std::string(Version())},
           {"compiler", absl::StrCat("gcc ", __VERSION__)},
-          {"onednn", DnnVersion()},
+          {"blas", BlasVersion()},
           {"protobuf", google::protobuf::internal::VersionString(GOOGLE_PROTOBUF_VERSION)}};
 }
 
