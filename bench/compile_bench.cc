@@ -1,0 +1,98 @@
+// How long compiling takes: one JSON line for each model of the zoo and for deep ones, with the seconds of each part
+// (best of --repeats) and the arena over its lower bound.
+//
+//   compile_bench [--repeats N] [MODEL ...]
+#include <algorithm>
+#include <iostream>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/numbers.h"
+#include "codegen/compile.h"
+#include "codegen/plan/plan.h"
+#include "ir/base/status_macros.h"
+#include "models/model.h"
+#include "nlohmann/json.hpp"
+
+namespace mt {
+namespace {
+
+struct Subject {
+  std::string spec;
+  ModelOptions options;
+};
+
+absl::Status Measure(const Subject& subject, int repeats) {
+  CompileReport best;
+  proto::PlanProto plan;
+  for (int i = 0; i < repeats; ++i) {
+    ASSIGN_OR_RETURN(std::unique_ptr<Module> module, LoadModel(subject.spec, subject.options));
+    CompileReport report;
+    ASSIGN_OR_RETURN(plan, Compile(std::move(module), {}, &report));
+    const auto lower = [i](double& best, double now) { best = i == 0 ? now : std::min(best, now); };
+    lower(best.passes_seconds, report.passes_seconds);
+    lower(best.times.schedule_seconds, report.times.schedule_seconds);
+    lower(best.times.assign_seconds, report.times.assign_seconds);
+    lower(best.times.pack_seconds, report.times.pack_seconds);
+    lower(best.verify_seconds, report.verify_seconds);
+    lower(best.total_seconds, report.total_seconds);
+  }
+  int64_t instructions = 0;
+  for (const proto::ProgramProto& program : plan.programs()) instructions += program.instructions_size();
+  const auto layers = plan.facts().find("layers");
+  const nlohmann::ordered_json json = {
+      {"model", subject.spec},
+      {"layers", layers == plan.facts().end() ? 0 : layers->second},
+      {"instructions", instructions},
+      {"passes_seconds", best.passes_seconds},
+      {"schedule_seconds", best.times.schedule_seconds},
+      {"assign_seconds", best.times.assign_seconds},
+      {"pack_seconds", best.times.pack_seconds},
+      {"planning_seconds", best.times.schedule_seconds + best.times.assign_seconds + best.times.pack_seconds},
+      {"verify_seconds", best.verify_seconds},
+      {"total_seconds", best.total_seconds},
+      {"arena_bytes", plan.arena_bytes()},
+      {"lower_bound_bytes", plan.lower_bound_bytes()},
+      {"arena_over_lower_bound",
+       static_cast<double>(plan.arena_bytes()) / static_cast<double>(plan.lower_bound_bytes())},
+      {"proof", plan.proof()}};
+  std::cout << json.dump() << std::endl;
+  return absl::OkStatus();
+}
+
+}  // namespace
+}  // namespace mt
+
+int main(int argc, char** argv) {
+  int repeats = 3;
+  std::vector<mt::Subject> subjects;
+  for (int i = 1; i < argc; ++i) {
+    const std::string argument = argv[i];
+    if (argument == "--repeats" && i + 1 < argc && absl::SimpleAtoi(argv[i + 1], &repeats) && repeats > 0) {
+      ++i;
+    } else if (argument.rfind("--", 0) == 0) {
+      std::cerr << "usage: compile_bench [--repeats N] [MODEL ...]\n";
+      return 2;
+    } else {
+      subjects.push_back({argument, {}});
+    }
+  }
+  if (subjects.empty()) {
+    for (const std::string& name : mt::ZooModels()) subjects.push_back({name, {}});
+    for (const char* layers : {"layers=12", "layers=96"}) {
+      mt::Subject deep{"gpt2_124m", {}};
+      deep.options.sets = {layers};
+      subjects.push_back(deep);
+    }
+  }
+  for (const mt::Subject& subject : subjects) {
+    const absl::Status status = mt::Measure(subject, repeats);
+    if (!status.ok()) {
+      std::cerr << subject.spec << ": " << status.message() << "\n";
+      return 1;
+    }
+  }
+  return 0;
+}
