@@ -348,7 +348,8 @@ TEST(ElementwiseRowsTest, TypesAndTheirErrors) {
       std::vector<TensorType> types;
       for (const SampleOperand& operand : sample.operands) types.push_back(operand.type);
       EXPECT_EQ(types.size(), op.operands.size()) << op.name;
-      EXPECT_OK(op.infer(types, sample.attrs)) << op.name;
+      Attrs attrs = sample.attrs;
+      EXPECT_OK(InferTypes(op, types, attrs)) << op.name;
     }
   }
 }
