@@ -87,8 +87,9 @@ class GraphVerifier {
   // Every operand is in the use list of its node exactly once, and nothing else is.
   absl::Status UseLists() const {
     using Key = std::pair<const Node*, int>;  // User and operand.
+    absl::flat_hash_set<Key> seen;            // Of one node.
     for (const Node* node : nodes_) {
-      absl::flat_hash_set<Key> seen;
+      seen.clear();
       for (const Use& use : node->uses()) {
         if (!members_.contains(use.node)) {
           return Broken(Describe(*node), ": its use list names a node that is not in the graph");
@@ -99,7 +100,7 @@ class GraphVerifier {
           return Broken(Describe(*node), ": its use list says operand ", use.operand, " of ", Describe(*use.node),
                         ", which reads something else");
         }
-        if (!seen.insert({use.node, use.operand}).second) {
+        if (node->uses().size() > 1 && !seen.insert({use.node, use.operand}).second) {
           return Broken(Describe(*node), ": its use list says operand ", use.operand, " of ", Describe(*use.node),
                         " twice");
         }
@@ -142,15 +143,13 @@ class GraphVerifier {
   }
 
   absl::Status AttrsAndTypes(const Node& node) const {
-    const absl::StatusOr<Attrs> complete = CompleteAttrs(node.op().attrs, node.attrs());
-    if (!complete.ok()) return Broken(Describe(node), ": ", complete.status().message());
-    if (*complete != node.attrs()) {
-      return Broken(Describe(node), ": attributes are ", AttrsToString({}, node.attrs()), "; complete they are ",
-                    AttrsToString({}, *complete));
-    }
-    Attrs attrs = node.attrs();
-    const absl::StatusOr<std::vector<TensorType>> inferred = InferTypes(node.op(), node.operand_types(), attrs);
+    Attrs complete = node.attrs();
+    const absl::StatusOr<std::vector<TensorType>> inferred = InferTypes(node.op(), node.operand_types(), complete);
     if (!inferred.ok()) return Broken(Describe(node), ": ", inferred.status().message());
+    if (complete != node.attrs()) {
+      return Broken(Describe(node), ": attributes are ", AttrsToString({}, node.attrs()), "; complete they are ",
+                    AttrsToString({}, complete));
+    }
     const auto list = [](absl::Span<const TensorType> types) {
       return absl::StrJoin(types, ", ",
                            [](std::string* out, const TensorType& t) { absl::StrAppend(out, t.ToString()); });

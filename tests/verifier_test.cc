@@ -136,7 +136,7 @@ TEST_F(VerifierTest, AttributeUnknownOrOfAnotherKind) {
   Writable(a_.node->attrs()).Set("factor", std::string("two"));
   ExpectBroken(graph_, "factor=\"two\" is a string");
   Writable(a_.node->attrs()).Set("factor", std::numeric_limits<double>::quiet_NaN());
-  ExpectBroken(graph_, "attributes are");
+  ExpectBroken(graph_, "attribute factor is nan");
 }
 
 TEST_F(VerifierTest, InputNames) {
