@@ -124,8 +124,7 @@ std::string FileStem(const proto::PlanProto& plan) {
 }
 
 void PrintCompiled(const ParsedArgs& args, const Compiled& compiled) {
-  std::cout << "pipeline " << compiled.report.pipeline << "\n";
-  if (args.Bool("print-pipeline")) std::cout << compiled.pipeline_steps;
+  if (args.Bool("print-pipeline")) std::cout << "pipeline\n" << compiled.pipeline_steps << "\n";
   std::cout << PlanTable(compiled.plan);
 }
 
@@ -173,8 +172,7 @@ absl::Status Inspect(const ParsedArgs& args) {
   } else if (args.Bool("text")) {
     std::cout << PlanText(compiled.plan);
   } else {
-    if (args.Bool("print-pipeline")) std::cout << compiled.pipeline_steps;
-    std::cout << PlanTable(compiled.plan);
+    PrintCompiled(args, compiled);
     if (!compiled.report.passes.empty()) std::cout << "\n" << FormatPassReports(compiled.report.passes);
   }
   return absl::OkStatus();

@@ -447,15 +447,19 @@ std::vector<int> Backward(const PlanGraph& graph, absl::Span<const int> base) {
     done[At(next)] = true;
     ready.erase(position[At(next)]);
     order.push_back(next);
+    absl::InlinedVector<int, 4> born;
+    for (const auto& [root, count] : graph.nodes[At(next)].reads) {
+      if (live[At(root)]) continue;
+      live[At(root)] = true;
+      born.push_back(root);
+    }
     for (const int p : predecessors[At(next)]) {
       if (--waiting[At(p)] == 0) {
         ready.insert(position[At(p)]);
         consider(p);
       }
     }
-    for (const auto& [root, count] : graph.nodes[At(next)].reads) {
-      if (live[At(root)]) continue;
-      live[At(root)] = true;
+    for (const int root : born) {
       for (const int reader : graph.values[At(root)].readers) consider(reader);
     }
   }

@@ -21,6 +21,8 @@
 #include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
+#include "codegen/compile.h"
+#include "codegen/plan/plan.h"
 #include "ir/base/file.h"
 #include "ir/cost.h"
 #include "ir/liveness.h"
@@ -135,6 +137,14 @@ absl::StatusOr<Outcome> RunPasses(absl::string_view arguments, const Input& inpu
     pipeline.steps.push_back(one.steps[0]);
   }
   return RunSteps(pipeline, input);
+}
+
+// plan [TEXT]: the plan's text form after a whole pipeline, "none" where it is left out.
+absl::StatusOr<Outcome> RunPlan(const std::string& arguments, const Input& input) {
+  CompileOptions options;
+  options.passes = arguments.empty() ? "none" : arguments;
+  ASSIGN_OR_RETURN(const proto::PlanProto plan, Compile(input.module->Clone(), options));
+  return Outcome{PlanText(plan), {}};
 }
 
 struct Directive {

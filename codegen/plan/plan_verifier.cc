@@ -179,7 +179,8 @@ class PlanVerifier {
         return Bad("state \"", name, "\" is a ", placement.state().role(), ", its buffer's class ",
                    MemoryClassName(plan_.buffers(placement.buffer()).memory_class()));
       }
-      RETURN_IF_ERROR(Annotate(ParseInit(placement.state().init()).status(), absl::StrCat("state \"", name, "\"")));
+      const absl::StatusOr<Init> init = ParseInit(placement.state().init());
+      if (!init.ok()) return Bad("state \"", name, "\": ", init.status().message());
       const auto& logical = placement.state().logical_dims();
       if (!logical.empty()) {
         bool fits = logical.size() == type.rank();

@@ -1,0 +1,250 @@
+// mtc as a process: what it prints, where it says it and the exit code.
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <filesystem>
+#include <string>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "ir/base/file.h"
+#include "ir/base/flags.h"
+#include "nlohmann/json.hpp"
+#include "tests/test_util.h"
+
+namespace mt {
+namespace {
+
+namespace fs = std::filesystem;
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using ::testing::Not;
+using ::testing::StartsWith;
+
+struct Outcome {
+  int code = -1;
+  std::string out, err;
+};
+
+class MtcTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    folder_ = absl::StrCat(::testing::TempDir(), "/mtc_cli_test-", getpid());
+    fs::remove_all(folder_);
+    fs::create_directories(folder_);
+  }
+  void TearDown() override { fs::remove_all(folder_); }
+
+  std::string Path(const std::string& name) const { return absl::StrCat(folder_, "/", name); }
+  void Write(const std::string& name, const std::string& text) const { ASSERT_OK(WriteFile(Path(name), text)); }
+
+  // Runs `mtc ARGUMENTS` in the test's folder.
+  Outcome Mtc(const std::string& arguments, const std::string& before = "") const {
+    const std::string command = absl::StrCat("cd ", ShellQuote(folder_), " && ", before, " ", MT_BINARY_DIR,
+                                             "/bin/mtc ", arguments, " > .out 2> .err");
+    const int status = std::system(command.c_str());
+    Outcome outcome;
+    outcome.code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+    outcome.out = ReadFile(Path(".out")).value_or("");
+    outcome.err = ReadFile(Path(".err")).value_or("");
+    fs::remove(Path(".out"));
+    fs::remove(Path(".err"));
+    return outcome;
+  }
+
+  // One line "error: ...", this exit code, nothing on standard output and no file left behind.
+  void ExpectError(const std::string& arguments, int code,
+                   const ::testing::Matcher<const std::string&>& message) const {
+    SCOPED_TRACE(arguments);
+    std::vector<fs::path> before(fs::directory_iterator(folder_), {});
+    const Outcome outcome = Mtc(arguments);
+    EXPECT_EQ(outcome.code, code) << outcome.err;
+    EXPECT_EQ(outcome.out, "");
+    EXPECT_THAT(outcome.err, StartsWith("error: "));
+    EXPECT_EQ(std::count(outcome.err.begin(), outcome.err.end(), '\n'), 1) << outcome.err;
+    EXPECT_THAT(outcome.err, message);
+    EXPECT_EQ(std::vector<fs::path>(fs::directory_iterator(folder_), {}).size(), before.size());
+  }
+
+  std::string folder_;
+};
+
+constexpr char kSpec[] = "name: \"toy\" layers: 1 width: 16 heads: 2 vocab_size: 32 max_sequence: 8 batch: 2\n";
+
+TEST_F(MtcTest, CompilesAndInspects) {
+  Write("toy.textproto", kSpec);
+  const Outcome compiled = Mtc("compile toy.textproto");
+  ASSERT_EQ(compiled.code, 0) << compiled.err;
+  EXPECT_THAT(compiled.out, AllOf(HasSubstr("passes   none"), HasSubstr("wrote toy.plan"), HasSubstr("parameters"),
+                                  HasSubstr("train: ")));
+  ASSERT_TRUE(fs::exists(Path("toy.plan")));
+
+  const Outcome of_plan = Mtc("inspect toy.plan --json"), of_spec = Mtc("inspect toy.textproto --json");
+  ASSERT_EQ(of_plan.code, 0) << of_plan.err;
+  ASSERT_EQ(of_spec.code, 0) << of_spec.err;
+  nlohmann::json a = nlohmann::json::parse(of_plan.out, nullptr, false);
+  nlohmann::json b = nlohmann::json::parse(of_spec.out, nullptr, false);
+  ASSERT_TRUE(a.is_object());
+  a.erase("compile_seconds");
+  b.erase("compile_seconds");
+  EXPECT_EQ(a, b);
+  EXPECT_EQ(a["batch"], 2);
+  EXPECT_EQ(a["seq"], 8);
+
+  const Outcome text = Mtc("inspect toy.plan --text");
+  EXPECT_EQ(text.code, 0);
+  EXPECT_THAT(text.out, StartsWith("plan \"toy\" target=cpu passes=\"none\" version=1\n"));
+  const Outcome table = Mtc("inspect toy.plan");
+  EXPECT_EQ(table.code, 0);
+  EXPECT_THAT(table.out, HasSubstr("of the lower bound"));
+}
+
+TEST_F(MtcTest, FlagsReachTheModel) {
+  Write("toy.textproto", kSpec);
+  const Outcome outcome = Mtc("inspect toy.textproto --set layers=3,width=32 --batch 5 --seq 4 --json");
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  const nlohmann::json json = nlohmann::json::parse(outcome.out, nullptr, false);
+  EXPECT_EQ(json["batch"], 5);
+  EXPECT_EQ(json["seq"], 4);
+  const nlohmann::json one = nlohmann::json::parse(Mtc("inspect toy.textproto --json").out, nullptr, false);
+  EXPECT_GT(json["model"]["parameters"], one["model"]["parameters"]);
+}
+
+TEST_F(MtcTest, TheCorpusGivesTheVocabulary) {
+  Write("toy.textproto", kSpec);
+  fs::create_directories(Path("corpus"));
+  Write("corpus/manifest.json", R"({"vocab_size": 77, "tokenizer_hash": "00000000deadbeef"})");
+  ASSERT_EQ(Mtc("compile toy.textproto --data corpus").code, 0);
+  EXPECT_THAT(Mtc("inspect toy.plan --text").out,
+              AllOf(HasSubstr("fact vocab_size = 77\n"), HasSubstr("note tokenizer_hash = \"00000000deadbeef\"\n")));
+  fs::remove(Path("toy.plan"));
+  ExpectError("compile toy.textproto --data nowhere", 4, HasSubstr("mtcorpus prep"));
+  for (const char* text : {"", "[]", "{}", R"({"vocab_size": -1, "tokenizer_hash": "x"})", R"({"vocab_size": 77})",
+                           R"({"vocab_size": "77", "tokenizer_hash": "x"})"}) {
+    Write("corpus/manifest.json", text);
+    ExpectError("compile toy.textproto --data corpus", 4, HasSubstr("corpus/manifest.json"));
+  }
+}
+
+TEST_F(MtcTest, PrintsThePipeline) {
+  Write("toy.textproto", kSpec);
+  const Outcome outcome = Mtc("inspect toy.textproto --print-pipeline");
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  EXPECT_THAT(outcome.out, AllOf(HasSubstr("autodiff"), HasSubstr("optimizer:kind=adamw"), HasSubstr("(always)")));
+}
+
+TEST_F(MtcTest, DumpsTheModuleAfterEachPass) {
+  Write("toy.textproto", kSpec);
+  ASSERT_EQ(Mtc("inspect toy.textproto --dump-dir dumps").code, 0);
+  EXPECT_TRUE(fs::exists(Path("dumps/00.input.mtir")));
+  int dumps = 0;
+  for (const auto& entry : fs::directory_iterator(Path("dumps"))) dumps += entry.path().extension() == ".mtir";
+  EXPECT_GT(dumps, 3);
+}
+
+TEST_F(MtcTest, UsageErrors) {
+  Write("toy.textproto", kSpec);
+  ExpectError("", 2, HasSubstr("compile"));
+  ExpectError("conpile toy.textproto", 2, HasSubstr("compile"));
+  ExpectError("compile", 2, HasSubstr("SPEC"));
+  ExpectError("compile toy.textproto --bacth 4", 2, HasSubstr("--batch"));
+  ExpectError("compile toy.textproto --batch 0", 2, HasSubstr("--batch"));
+  ExpectError("compile toy.textproto --batch 99999999999999999999", 2, HasSubstr("--batch"));
+  ExpectError("compile toy.textproto --lr 1e-3", 2, HasSubstr("mtrun"));
+  ExpectError("compile toy.textproto --passes no_such_pass", 2, HasSubstr("no_such_pass"));
+  ExpectError("compile toy.textproto --target cuda", 2, HasSubstr("does not exist yet"));
+  ExpectError("compile toy.textproto --set layers=many", 2, HasSubstr("layers"));
+  ExpectError("compile toy.textproto --set leyers=2", 2, HasSubstr("layers"));
+  ExpectError("inspect toy.textproto --json --text", 2, HasSubstr("exclude"));
+  ExpectError("passes no_such_pass", 2, HasSubstr("autodiff"));
+  ExpectError("ops gleu", 2, HasSubstr("gelu"));
+}
+
+TEST_F(MtcTest, BadModels) {
+  Write("toy.textproto", kSpec);
+  ExpectError("compile no_such_model", 4, AllOf(HasSubstr("tiny_char"), HasSubstr("gpt2_124m")));
+  ExpectError("compile tiny_chr", 4, HasSubstr("did you mean tiny_char?"));
+  Write("field.textproto", "name: \"x\" layers: 1 widht: 16\n");
+  ExpectError("compile field.textproto", 2, HasSubstr("width"));
+  ExpectError("compile toy.textproto --set heads=3", 2, HasSubstr("heads"));
+  ExpectError("compile toy.textproto --seq 9", 2, HasSubstr("9"));
+  ExpectError("compile toy.textproto --set width=-16", 2, HasSubstr("width"));
+  ExpectError("compile toy.textproto --set width=9223372036854775807,heads=1", 2, HasSubstr("width"));
+  ExpectError("compile toy.textproto --batch 4611686018427387904", 2, HasSubstr("batch"));
+  Write("cycle.graph.textproto",
+        "name: \"c\" graphs { name: \"train\" nodes { id: \"a\" op: \"tanh\" operands: \"b\" } nodes { id: \"b\" op: "
+        "\"tanh\" operands: \"a\" } outputs { name: \"loss\" value: \"a\" } }");
+  ExpectError("compile cycle.graph.textproto", 2, HasSubstr("cycl"));
+  Write("types.graph.textproto",
+        "name: \"t\" graphs { name: \"train\" inputs { name: \"x\" type { dtype: \"f32\" dims: 2 dims: 3 } role: "
+        "\"data\" } "
+        "nodes { id: \"y\" op: \"matmul\" operands: \"x\" operands: \"x\" } outputs { name: \"loss\" value: \"y\" } }");
+  ExpectError("compile types.graph.textproto", 2, HasSubstr("matmul"));
+}
+
+TEST_F(MtcTest, DoesNotFit) {
+  Write("toy.textproto", kSpec);
+  ExpectError("compile toy.textproto --memory 1KiB", 3, HasSubstr("--memory allows 1.0 KiB (1024 bytes)"));
+  EXPECT_EQ(Mtc("compile toy.textproto --memory 1GiB").code, 0);
+}
+
+TEST_F(MtcTest, BadPlans) {
+  Write("toy.textproto", kSpec);
+  ASSERT_EQ(Mtc("compile toy.textproto").code, 0);
+  ASSERT_OK_AND_ASSIGN(const std::string bytes, ReadFile(Path("toy.plan")));
+  Write("short.plan", bytes.substr(0, bytes.size() - 10));
+  ExpectError("inspect short.plan", 4, HasSubstr("truncated"));
+  std::string edited = bytes;
+  edited[bytes.size() / 2] = static_cast<char>(edited[bytes.size() / 2] ^ 1);
+  Write("edited.plan", edited);
+  ExpectError("inspect edited.plan", 4, HasSubstr("edited"));
+  Write("other.plan", "not a plan at all");
+  ExpectError("inspect other.plan", 4, HasSubstr("not a plan"));
+  ExpectError("inspect missing.plan", 4, HasSubstr("missing.plan"));
+  ExpectError("inspect toy.plan --batch 4", 2, HasSubstr("--batch"));
+}
+
+TEST_F(MtcTest, FailedWrites) {
+  Write("toy.textproto", kSpec);
+  ExpectError("compile toy.textproto -o no_folder/toy.plan", 7, HasSubstr("no_folder"));
+  ExpectError("compile toy.textproto -o /dev/full/toy.plan", 7, HasSubstr("/dev/full"));
+  const Outcome full = Mtc("models > /dev/full; exit $?; true");
+  EXPECT_EQ(full.code, 7) << full.err;
+}
+
+TEST_F(MtcTest, TrainBecomesMtrun) {
+  if (!fs::exists(absl::StrCat(MT_BINARY_DIR, "/bin/mtrun"))) GTEST_SKIP() << "mtrun is not built";
+  Write("toy.textproto", kSpec);
+  const Outcome outcome = Mtc("train toy.textproto --out run --dry-run");
+  EXPECT_EQ(outcome.code, 0) << outcome.err;
+  EXPECT_TRUE(fs::exists(Path("run/toy.plan")));
+  const Outcome unknown = Mtc("train toy.textproto --stesp 3");
+  EXPECT_EQ(unknown.code, 2);
+  EXPECT_THAT(unknown.err, HasSubstr("--steps"));
+}
+
+TEST_F(MtcTest, Documentation) {
+  const Outcome models = Mtc("models");
+  EXPECT_EQ(models.code, 0) << models.err;
+  EXPECT_THAT(models.out, AllOf(HasSubstr("134,367,744"), HasSubstr("124,439,808"), HasSubstr("tiny_char")));
+  EXPECT_THAT(Mtc("passes").out, AllOf(HasSubstr("autodiff"), HasSubstr("named pipelines"), HasSubstr("default")));
+  EXPECT_THAT(Mtc("passes optimizer").out,
+              AllOf(HasSubstr("kind="), HasSubstr("training -> optimized"), HasSubstr("Loshchilov")));
+  EXPECT_THAT(Mtc("ops").out, AllOf(HasSubstr("matmul"), HasSubstr("adamw"), Not(HasSubstr("grad0"))));
+  EXPECT_THAT(Mtc("ops matmul").out, AllOf(HasSubstr("transpose_a"), HasSubstr("accumulator")));
+  EXPECT_THAT(Mtc("--version").out, HasSubstr(std::string(Version())));
+  EXPECT_EQ(Mtc("compile --help").code, 0);
+}
+
+TEST_F(MtcTest, DoctorExaminesTheMachine) {
+  const Outcome outcome = Mtc("doctor");
+  EXPECT_THAT(outcome.out, AllOf(HasSubstr("cores"), HasSubstr("memory"), HasSubstr("OpenBLAS"), HasSubstr("gpu"),
+                                 HasSubstr("a tiny model compiles into")));
+  const bool has_mtrun = fs::exists(absl::StrCat(MT_BINARY_DIR, "/bin/mtrun"));
+  EXPECT_EQ(outcome.code, has_mtrun ? 0 : 4) << outcome.err;
+}
+
+}  // namespace
+}  // namespace mt
