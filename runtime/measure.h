@@ -36,8 +36,8 @@ struct Measurement {
 // Runs `program` phase by phase, twice, each time from the same states, over two different poisons.
 //   Before a phase, every granule (256 bytes) that the plan says is not live across the boundary is poisoned, and every
 //   granule is hashed; after it, the granules whose hash changed are the bytes written. What changed outside the plan's
-//   written ranges, or did not change inside, is a difference. A poison that reaches a result is a read before a write:
-//   the two runs then differ.
+//   written ranges, or did not change inside (but for zeros written in place over zeros), is a difference. A poison
+//   that reaches a result is a read before a write: the two runs then differ.
 // `prepare` feeds the inputs (after each poisoning); `restore` sets the states to what they were. Optimizer states are
 // given nonzero values for the duration, so that every element that the plan says is updated does change.
 // Takes host memory for two hashes a granule. REQUIRES: a host-addressable backend ("cpu").
