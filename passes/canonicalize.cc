@@ -1,5 +1,4 @@
 // Rewrites that change no bit of any result.
-#include <numeric>
 #include <optional>
 #include <vector>
 

@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_replace.h"
 #include "ir/evaluator.h"
 #include "ir/text.h"
 #include "passes/pass_manager.h"

@@ -8,7 +8,6 @@
 #include <utility>
 #include <vector>
 
-#include "absl/strings/match.h"
 #include "google/protobuf/text_format.h"
 #include "ir/base/check.h"
 #include "ir/base/hash.h"
