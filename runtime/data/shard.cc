@@ -1,7 +1,6 @@
 #include "runtime/data/shard.h"
 
 #include <algorithm>
-#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "ir/base/check.h"

@@ -2,8 +2,6 @@
 #ifndef MT_RUNTIME_DATA_STRICT_JSON_H_
 #define MT_RUNTIME_DATA_STRICT_JSON_H_
 
-#include <string>
-
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "nlohmann/json.hpp"

@@ -14,7 +14,6 @@
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "ir/base/check.h"
 #include "ir/base/status_macros.h"
 #include "runtime/data/utf8.h"
 
@@ -101,19 +100,20 @@ TextSource::~TextSource() {
 }
 
 absl::Status TextSource::AddFile(const std::string& path, const std::string& name, const std::string& output) {
+  const bool standard_input = path == "-";  // Not a file of that name in a folder.
   struct stat info;
-  if (name == "-" || (::stat(path.c_str(), &info) == 0 && !S_ISREG(info.st_mode))) {
-    const int in = name == "-" ? STDIN_FILENO : ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (standard_input || (::stat(path.c_str(), &info) == 0 && !S_ISREG(info.st_mode))) {
+    const int in = standard_input ? STDIN_FILENO : ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
     if (in < 0) return ReadError(path, "cannot open");
-    absl::StatusOr<int> spool = Spool(in, name == "-" ? "standard input" : path, output);
-    if (name != "-") ::close(in);
+    absl::StatusOr<int> spool = Spool(in, standard_input ? "standard input" : path, output);
+    if (!standard_input) ::close(in);
     RETURN_IF_ERROR(spool);
     spool_ = *spool;
     if (::fstat(spool_, &info) != 0) return ReadError(path, "cannot read");
   } else if (::stat(path.c_str(), &info) != 0) {
     return ReadError(path, "cannot open");
   }
-  files_.push_back({name == "-" ? "standard input" : path, size_bytes_, info.st_size});
+  files_.push_back({standard_input ? "standard input" : path, size_bytes_, info.st_size});
   names_.push_back(name);
   size_bytes_ += info.st_size;
   return absl::OkStatus();

@@ -1,6 +1,5 @@
 #include "runtime/data/tokenizer.h"
 
-#include <algorithm>
 #include <utility>
 
 #include "absl/strings/numbers.h"
