@@ -518,6 +518,91 @@ std::string TestName(const ::testing::TestParamInfo<const OpDef*>& info) {
   return name;
 }
 
+// Whoever adds a row that is on one of these lists says so here.
+
+TEST(OpTable, RowsWithoutGradient) {
+  std::set<absl::string_view> names;
+  for (const OpDef* op : AllOps()) {
+    if (!IsDifferentiable(*op) && !absl::StrContains(op->name, ".grad")) names.insert(op->name);
+  }
+  EXPECT_THAT(names, ::testing::UnorderedElementsAre(
+                         "adam", "adam_step", "adamw", "all_gather", "all_reduce", "clip_scale", "embedding_backward",
+                         "fill", "global_norm", "layer_norm_backward", "reduce_max", "reduce_scatter",
+                         "rms_norm_backward", "sinusoid", "softmax_backward", "softmax_cross_entropy_backward"));
+}
+
+TEST(OpTable, RowsWithoutCpuKernel) {
+  std::set<absl::string_view> names;
+  for (const OpDef* op : AllOps()) {
+    if (!NeedsKernel(*op)) names.insert(op->name);
+  }
+  EXPECT_THAT(names, ::testing::UnorderedElementsAre("all_gather", "all_reduce", "reduce_scatter", "reshape"));
+}
+
+TEST(OpTable, ErrorsNameOperandFactAndExpectation) {
+  const auto f32 = [](Dims dims) { return TensorType{DType::kF32, std::move(dims)}; };
+  const auto i32 = [](Dims dims) { return TensorType{DType::kI32, std::move(dims)}; };
+  const int64_t huge = int64_t{1} << 43;
+  struct Case {
+    absl::string_view op;
+    std::vector<TensorType> operands;
+    Attrs attrs;
+    std::string message;
+  };
+  const Case cases[] = {
+      {"matmul",
+       {f32({32, 784}), f32({768, 128})},
+       {},
+       "operand b has 768 rows, a has 784 columns; they must be equal"},
+      {"matmul", {f32({2, 3, 4}), f32({3, 4, 5})}, {}, "must have the same leading dimensions"},
+      {"matmul", {f32({2, 3}), {DType::kBF16, {3, 4}}}, {}, "must have the same dtype"},
+      {"matmul", {f32({3}), f32({3, 4})}, {}, "operand a is f32[3], 1 dimensions; it must have at least 2"},
+      {"matmul", {f32({2, 3}), f32({3, 4}), f32({3})}, {{"bias", true}}, "its dimensions must be [4]"},
+      {"matmul", {f32({2, 3}), f32({3, 4})}, {{"bias", true}}, "2 operands given; expected 3: a, b, bias"},
+      {"matmul", {f32({huge, 1}), f32({1, huge})}, {}, "the limit for one tensor"},
+      {"reshape", {f32({2, 3})}, {{"dims", IntList{4}}}, "f32[2,3], 6 elements; attribute dims [4] has 4"},
+      {"reshape", {f32({2, 3})}, {{"dims", IntList{-2, -3}}}, "every dimension must be at least 1"},
+      {"transpose", {f32({2, 3})}, {{"perm", IntList{0, 0}}}, "must be an order of the 2 dimensions"},
+      {"slice",
+       {f32({4})},
+       {{"dim", int64_t{0}}, {"start", int64_t{1}}, {"limit", int64_t{5}}},
+       "0 <= start < limit <= 4"},
+      {"slice",
+       {f32({4})},
+       {{"dim", int64_t{1}}, {"start", int64_t{0}}, {"limit", int64_t{1}}},
+       "attribute dim is 1; it must be from 0 to 0"},
+      {"pad",
+       {f32({4})},
+       {{"dim", int64_t{0}}, {"before", int64_t{-1}}, {"after", int64_t{0}}},
+       "attribute before is -1"},
+      {"concat", {f32({2, 3}), f32({2, 4})}, {{"dim", int64_t{0}}}, "operand x1 is f32[2,4]; it must be f32[2,3]"},
+      {"concat", {}, {{"dim", int64_t{0}}}, "it must have at least one"},
+      {"broadcast", {f32({3})}, {{"dims", IntList{3, 2}}}, "does not broadcast to attribute dims [3,2]"},
+      {"reduce_sum", {f32({2, 3})}, {{"dims", IntList{1, 0}}}, "in increasing order, at least one"},
+      {"reduce_sum", {i32({2, 3})}, {{"dims", IntList{0}}}, "operand x is i32[2,3]; it must be floating point"},
+      {"embedding", {f32({9, 4}), i32({2, 3}), i32({5})}, {}, "operand order is i32[5]; it must be i32[6]"},
+      {"embedding", {f32({9, 4}), f32({2, 3}), i32({6})}, {}, "operand ids is f32[2,3]; its dtype must be i32"},
+      {"sinusoid", {}, {{"length", huge}, {"width", huge}}, "the limit for one tensor"},
+      {"rope", {f32({2, 3})}, {}, "its last dimension must be even"},
+      {"split_heads", {f32({1, 2, 10})}, {{"heads", int64_t{4}}, {"kv_heads", int64_t{3}}}, "it must divide heads, 4"},
+      {"split_heads", {f32({1, 2, 10})}, {{"heads", int64_t{2}}, {"kv_heads", int64_t{2}}}, "multiple of 6"},
+      {"unmerge_heads", {f32({1, 2, 10})}, {{"heads", int64_t{4}}}, "multiple of heads, 4"},
+      {"softmax", {f32({2, 3})}, {{"causal", true}}, "a causal mask needs [..., 1 T, T]"},
+      {"softmax", {f32({2, 3})}, {{"window", int64_t{1}}}, "it needs causal=true"},
+      {"layer_norm", {f32({2, 3}), f32({4}), f32({4})}, {}, "operand gamma is f32[4]; its dimensions must be [3]"},
+      {"softmax_cross_entropy", {f32({2, 3}), i32({3})}, {}, "operand labels is i32[3]; it must be i32[2]"},
+      {"adam_step", {i32({}), f32({}), f32({})}, {}, "operand beta1 is f32[]; it must be f64[]"},
+      {"global_norm", {}, {}, "it must have at least one"},
+      {"reduce_scatter", {f32({6})}, {{"dim", int64_t{0}}, {"ranks", int64_t{4}}}, "must be a multiple of ranks, 4"},
+  };
+  for (const Case& c : cases) {
+    Attrs attrs = c.attrs;
+    EXPECT_THAT(InferTypes(*FindOp(c.op), c.operands, attrs),
+                StatusIs(absl::StatusCode::kInvalidArgument, ::testing::HasSubstr(c.message)))
+        << c.op;
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Rows, OpConformance, ::testing::ValuesIn(AllOps().begin(), AllOps().end()), TestName);
 INSTANTIATE_TEST_SUITE_P(Rows, OpGradient, ::testing::ValuesIn(DifferentiableOps()), TestName);
 INSTANTIATE_TEST_SUITE_P(Rows, OpOnCpu, ::testing::ValuesIn(OpsWithKernels()), TestName);
