@@ -202,6 +202,31 @@ graph @train stage=forward {
   CheckGradients(*module, 1, 5, 1);
 }
 
+// The gradient of "s" goes unchanged to "p" and "q", and on from "p" to "p1", which has one already: the product that
+// made it must not be summed into there, because "q" still needs it by itself.
+TEST(AutodiffTest, GradientsThatTwoValuesHold) {
+  const std::unique_ptr<Module> module = MustParse(R"(
+module @held {
+  state "w": f32[3,3] parameter init=normal(1)
+  state "v": f32[3,3] parameter init=normal(1)
+}
+graph @train stage=forward {
+  input %x: f32[3,3] data
+  input %w: f32[3,3] parameter
+  input %v: f32[3,3] parameter
+  %0: f32[3,3] = tanh(%w) "p1"
+  %1: f32[3,3] = tanh(%v) "q"
+  %2: f32[3,3] = add(%0, %x) "p"
+  %3: f32[3,3] = add(%2, %1) "s"
+  %4: f32[3,3] = matmul(%3, %v) "product"
+  %5: f32[3,3] = mul(%4, %0) "gate"
+  %6: f32[] = reduce_mean(%5) {dims=[0,1]} "mean"
+  output "loss" %6
+}
+)");
+  CheckGradients(*module, 1, 5, 1);
+}
+
 TEST(AutodiffTest, ErrorsNameWhatIsWrong) {
   const auto run = [](absl::string_view text) {
     const std::unique_ptr<Module> module = MustParse(text);
