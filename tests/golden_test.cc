@@ -139,12 +139,11 @@ absl::StatusOr<Outcome> RunPasses(absl::string_view arguments, const Input& inpu
   return RunSteps(pipeline, input);
 }
 
-// plan [TEXT]: the plan's text form after a whole pipeline, "none" where it is left out.
-absl::StatusOr<Outcome> RunPlan(const std::string& arguments, const Input& input) {
+absl::StatusOr<Outcome> RunPlan(absl::string_view arguments, const Input& input) {
   CompileOptions options;
-  options.passes = arguments.empty() ? "none" : arguments;
+  options.passes = arguments.empty() ? "none" : std::string(arguments);
   ASSIGN_OR_RETURN(const proto::PlanProto plan, Compile(input.module->Clone(), options));
-  return Outcome{PlanText(plan), {}};
+  return Outcome{PlanText(plan)};
 }
 
 struct Directive {
@@ -156,7 +155,8 @@ constexpr Directive kDirectives[] = {
     {"verify", "the number of nodes, or what the verifier says", RunVerify},
     {"cost", "FLOPs and bytes of each node and graph, peak of the canonical order", RunCost},
     {"pass", "NAME[:OPTION=VALUE...][,NAME...]: these passes alone, those that are always on by name, too", RunPasses},
-    {"pipeline", "TEXT: all that --passes=TEXT runs", RunWholePipeline}};
+    {"pipeline", "TEXT: all that --passes=TEXT runs", RunWholePipeline},
+    {"plan", "[TEXT]: the plan after all that --passes=TEXT (none where it is left out) runs", RunPlan}};
 
 constexpr absl::string_view kFolders[] = {"ir", "passes", "codegen"};
 
