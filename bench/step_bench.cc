@@ -17,6 +17,7 @@
 #include "codegen/plan/plan.h"
 #include "ir/base/flags.h"
 #include "ir/base/philox.h"
+#include "ir/base/status_macros.h"
 #include "models/model.h"
 #include "nlohmann/json.hpp"
 #include "runtime/cpu/thread_pool.h"
