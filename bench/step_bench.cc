@@ -125,6 +125,8 @@ absl::Status Main(const Options& options) {
     int count = 0;
   };
   std::map<std::string, Total> totals;
+  inputs.SetBatch(tokens, labels);  // Their buffers are used again within a step.
+  inputs.SetScalars({.seed = 1, .lr = 3e-4});
   for (int i = 0; i < program->proto().instructions_size(); ++i) {
     const proto::InstructionProto& instruction = program->proto().instructions(i);
     const Clock::time_point start = Clock::now();
