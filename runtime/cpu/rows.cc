@@ -233,7 +233,7 @@ template <typename T>
 MT_CPU_INLINE void ExpBlock(ExpLoop exp, const T* x, int64_t n, int64_t room, float scale, float max, float* buffer) {
   int64_t j = 0;
   for (; j < n; j += kLanes) Store(buffer + j, LoadInRow(x + j, n - j, room - j) * scale - max);
-  exp(buffer, buffer, n);
+  exp(buffer, buffer, j);  // Whole vectors: the loop is slow on the rest of one.
   for (int64_t i = n; i < j; ++i) buffer[i] = 0;
 }
 
