@@ -104,6 +104,9 @@ absl::StatusOr<Compiled> CompileSpec(const ParsedArgs& args) {
   model.batch = args.OptionalInt("batch");
   model.sequence = args.OptionalInt("seq");
   model.sets = args.Strings("set");
+  // What mtrun prints where the plan must be compiled again.
+  options.notes["spec"] = args.positional(0);
+  if (!model.sets.empty()) options.notes["sets"] = absl::StrJoin(model.sets, ",");
   if (args.Has("data")) {
     ASSIGN_OR_RETURN(const CorpusFacts corpus, ReadCorpusFacts(args.String("data")));
     model.vocab_size = corpus.vocab_size;

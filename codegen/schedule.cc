@@ -130,8 +130,8 @@ absl::StatusOr<PlanGraph> MakePlanGraph(const Graph& graph, absl::string_view ta
       plan.values[At(entry.results[0])].root = plan.values[At(entry.operands[0])].root;
     } else {
       const std::vector<TensorType> operand_types = node->operand_types();
-      entry.workspace_bytes =
-          aligned(WorkspaceBytes(target, node->op(), operand_types, node->result_types(), node->attrs()));
+      entry.workspace_bytes = WorkspaceBytes(target, node->op(), operand_types, node->result_types(), node->attrs());
+      entry.aligned_workspace_bytes = aligned(entry.workspace_bytes);
       const std::vector<std::pair<int, int>> pairs =
           InPlacePairs(node->op(), operand_types, node->result_types(), node->attrs());
       for (const auto& [r, k] : pairs) {
@@ -269,8 +269,8 @@ class LiveState {
         Define(v, b);
       }
     }
-    if (live_ + node.workspace_bytes > sharing_.peak_bytes) {
-      sharing_.peak_bytes = live_ + node.workspace_bytes;
+    if (live_ + node.aligned_workspace_bytes > sharing_.peak_bytes) {
+      sharing_.peak_bytes = live_ + node.aligned_workspace_bytes;
       sharing_.peak_position = position_;
     }
     for (const auto& [root, count] : node.reads) {

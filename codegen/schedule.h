@@ -26,7 +26,8 @@ struct PlanNode {
   absl::InlinedVector<std::pair<int, int>, 4> reads;
   // Roots that a result may be written over, if they die here: (result value, root), in the row's order.
   absl::InlinedVector<std::pair<int, int>, 2> in_place;
-  int64_t workspace_bytes = 0;             // Aligned.
+  int64_t workspace_bytes = 0;             // As the op asks for.
+  int64_t aligned_workspace_bytes = 0;     // What it takes in the arena.
   absl::InlinedVector<int, 4> successors;  // Nodes that come later: readers, writers of donated states, collectives.
   int num_predecessors = 0;
 };

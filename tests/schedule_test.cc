@@ -234,7 +234,7 @@ int64_t OraclePeak(const PlanGraph& graph, const std::vector<int>& order, const 
   }
   int64_t peak = 0;
   for (int64_t i = 0; i < n; ++i) {
-    int64_t live = graph.nodes[static_cast<size_t>(order[static_cast<size_t>(i)])].workspace_bytes;
+    int64_t live = graph.nodes[static_cast<size_t>(order[static_cast<size_t>(i)])].aligned_workspace_bytes;
     for (size_t b = 0; b < first.size(); ++b) {
       if (sharing.buffers[b].state < 0 && first[b] <= i && i <= last[b]) live += sharing.buffers[b].bytes;
     }
