@@ -242,7 +242,9 @@ TEST_P(GoldenTest, SaysWhatTheFileExpects) {
                                       << " gives the second text; where that is right, run golden_test --update";
   }
   const std::string joined = absl::StrJoin(updated, kDivider);
-  if (update && joined != text) ASSERT_OK(WriteFile(path, joined));
+  if (update && joined != text) {
+    ASSERT_OK(WriteFile(path, joined));
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Files, GoldenTest, ::testing::ValuesIn(GoldenFiles()), [](const auto& info) {

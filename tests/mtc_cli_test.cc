@@ -210,7 +210,7 @@ TEST_F(MtcTest, FailedWrites) {
   Write("toy.textproto", kSpec);
   ExpectError("compile toy.textproto -o no_folder/toy.plan", 7, HasSubstr("no_folder"));
   ExpectError("compile toy.textproto -o /dev/full/toy.plan", 7, HasSubstr("/dev/full"));
-  const Outcome full = Mtc("models > /dev/full; exit $?; true");
+  const Outcome full = Mtc("models > /dev/full 2> full.err; code=$?; (exit $code)");
   EXPECT_EQ(full.code, 7) << full.err;
 }
 
