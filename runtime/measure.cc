@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "codegen/plan/plan.h"
+#include "codegen/plan/resources.h"
 #include "ir/base/status_macros.h"
 #include "ir/base/units.h"
 #include "ir/graph_io.h"
@@ -72,9 +73,26 @@ class Measurer {
   }
 
   absl::Status Run(uint8_t poison, const std::function<absl::Status()>& prepare, uint64_t& fingerprint);
+  absl::Status RunByInstruction(uint8_t poison, const std::function<absl::Status()>& prepare, uint64_t& fingerprint);
   Measurement& result() { return result_; }
 
  private:
+  // Bytes [begin, end) of the arena that a kernel or the host fills, for a buffer of the plan.
+  struct Extent {
+    int buffer = 0;
+    int64_t begin = 0, end = 0;
+    bool whole = true;  // All of it is written, each time (a workspace is not).
+  };
+  Extent TensorExtent(int tensor) const;
+  std::vector<Extent> WrittenBy(const proto::InstructionProto& instruction) const;
+  bool LiveAt(int b, int instruction) const;
+  bool Reads(int instruction, int b) const;
+  std::string BufferText(int b) const;
+  void AddDifference(std::string line);
+  void CheckWrites(const std::string& writer, int instruction, const std::vector<Extent>& writes,
+                   const std::function<void()>& write);
+  uint64_t Fingerprint() const;
+
   int64_t GranuleBytes(int64_t g) const { return std::min(kGranule, plan_.arena_bytes() - g * kGranule); }
   uint64_t Hash(int64_t g) const { return HashGranule(executor_.arena() + g * kGranule, GranuleBytes(g)); }
   bool LiveBefore(int b, int instruction) const;
@@ -163,11 +181,7 @@ void Measurer::Report(const Segment& segment, int64_t g, bool outside,
                       std::map<std::string, int64_t>& by_buffer) const {
   const int b = BufferAt(segment, g * kGranule, outside);
   std::string where = "no buffer of the plan";
-  if (b >= 0) {
-    const proto::BufferProto& buffer = plan_.buffers(b);
-    where = absl::StrCat("buffer ", b, " \"", buffer.name(), "\" [", buffer.offset(), ", ",
-                         buffer.offset() + buffer.size_bytes(), ")");
-  }
+  if (b >= 0) where = BufferText(b);
   by_buffer[where] += GranuleBytes(g);
 }
 
@@ -200,11 +214,7 @@ void Measurer::Compare(const Segment& segment, const std::vector<uint8_t>& plann
   }
   const auto list = [&](const std::map<std::string, int64_t>& by_buffer, absl::string_view what) {
     for (const auto& [where, bytes] : by_buffer) {
-      const std::string line = absl::StrCat(phase.phase, ": ", bytes, " bytes ", what, " in ", where);
-      if (result_.differences.size() < kMaxDifferences &&
-          std::find(result_.differences.begin(), result_.differences.end(), line) == result_.differences.end()) {
-        result_.differences.push_back(line);
-      }
+      AddDifference(absl::StrCat(phase.phase, ": ", bytes, " bytes ", what, " in ", where));
     }
   };
   list(outside, "were written outside the plan");
@@ -230,7 +240,13 @@ absl::Status Measurer::Run(uint8_t poison, const std::function<absl::Status()>& 
     result_.measured_arena_bytes =
         std::max(result_.measured_arena_bytes, buffer.offset() + AlignedBytes(plan_, buffer.size_bytes()));
   }
-  fingerprint = 0;
+  fingerprint = Fingerprint();
+  return absl::OkStatus();
+}
+
+// Of all states and outputs.
+uint64_t Measurer::Fingerprint() const {
+  uint64_t fingerprint = 0;
   const auto mix = [&](const BoundTensor& tensor) {
     for (int64_t at = 0; at < tensor.type.byte_size(); at += kGranule) {
       fingerprint = fingerprint * 31 + HashGranule(tensor.data + at, std::min(kGranule, tensor.type.byte_size() - at));
@@ -238,6 +254,183 @@ absl::Status Measurer::Run(uint8_t poison, const std::function<absl::Status()>& 
   };
   for (const BoundTensor& state : executor_.states()) mix(state);
   for (const BoundTensor& output : run_.outputs()) mix(output);
+  return fingerprint;
+}
+
+std::string Measurer::BufferText(int b) const {
+  const proto::BufferProto& buffer = plan_.buffers(b);
+  return absl::StrCat("buffer ", b, " \"", buffer.name(), "\" [", buffer.offset(), ", ",
+                      buffer.offset() + buffer.size_bytes(), ")");
+}
+
+void Measurer::AddDifference(std::string line) {
+  if (result_.differences.size() < kMaxDifferences &&
+      std::find(result_.differences.begin(), result_.differences.end(), line) == result_.differences.end()) {
+    result_.differences.push_back(std::move(line));
+  }
+}
+
+Measurer::Extent Measurer::TensorExtent(int tensor) const {
+  const proto::TensorProto& proto = program_.tensors(tensor);
+  const absl::StatusOr<TensorType> type = TypeFromProto(proto.type());
+  const int64_t begin = TensorOffset(plan_, proto);
+  return {proto.buffer(), begin, begin + (type.ok() ? type->byte_size() : 0)};
+}
+
+std::vector<Measurer::Extent> Measurer::WrittenBy(const proto::InstructionProto& instruction) const {
+  std::vector<Extent> extents;
+  const OpDef* op = FindOp(instruction.op());
+  if (op == nullptr || op->is_view) return extents;
+  for (const int r : instruction.results()) extents.push_back(TensorExtent(r));
+  if (instruction.workspace() >= 0) {
+    const auto types = [&](const auto& tensors) {
+      std::vector<TensorType> list;
+      for (const int t : tensors) list.push_back(TypeFromProto(program_.tensors(t).type()).value_or(TensorType{}));
+      return list;
+    };
+    const int64_t bytes =
+        WorkspaceBytes(plan_.target(), *op, types(instruction.operands()), types(instruction.results()),
+                       AttrsFromProto(instruction.attrs()).value_or(Attrs{}));
+    const int64_t begin = plan_.buffers(instruction.workspace()).offset();
+    extents.push_back({instruction.workspace(), begin, begin + bytes, /*whole=*/false});
+  }
+  return extents;
+}
+
+// Instruction -1: before the first one, when the host has written the inputs.
+bool Measurer::LiveAt(int b, int instruction) const {
+  const proto::BufferProto& buffer = plan_.buffers(b);
+  if (instruction < 0) return LiveBefore(b, 0);
+  return buffer.program() == -1 ||
+         (buffer.program() == index_ && buffer.first() <= instruction && instruction <= buffer.last());
+}
+
+bool Measurer::Reads(int instruction, int b) const {
+  const auto& operands = program_.instructions(instruction).operands();
+  return std::any_of(operands.begin(), operands.end(), [&](int t) { return program_.tensors(t).buffer() == b; });
+}
+
+// Runs `write` and compares what it did to the bytes around its results with what the plan says of them: other live
+// buffers and what lies behind a buffer's end stay as they were, a buffer is filled to its last granule.
+void Measurer::CheckWrites(const std::string& writer, int instruction, const std::vector<Extent>& writes,
+                           const std::function<void()>& write) {
+  struct Watch {
+    int64_t begin = 0, end = 0;
+    bool must_change = false;
+    std::string before, what;
+  };
+  std::vector<Watch> watches;
+  const auto watch = [&](int64_t begin, int64_t end, bool must_change, std::string what) {
+    begin = std::max<int64_t>(begin, 0);
+    end = std::min(end, plan_.arena_bytes());
+    if (begin >= end) return;
+    const char* bytes = reinterpret_cast<const char*>(executor_.arena() + begin);
+    watches.push_back({begin, end, must_change, std::string(bytes, static_cast<size_t>(end - begin)), std::move(what)});
+  };
+  for (const Extent& extent : writes) {
+    const proto::BufferProto& own = plan_.buffers(extent.buffer);
+    const int64_t own_end = own.offset() + own.size_bytes();
+    if (!LiveAt(extent.buffer, instruction)) {
+      watch(extent.begin, extent.end, false, absl::StrCat("of what is not live, ", BufferText(extent.buffer)));
+    } else if (instruction > own.first() && own.program() != -1 && !Reads(instruction, extent.buffer)) {
+      watch(extent.begin, extent.end, false, absl::StrCat("of a value still live, ", BufferText(extent.buffer)));
+    }
+    watch(std::max(extent.begin, own_end), extent.end, false,
+          absl::StrCat("behind the end of ", BufferText(extent.buffer)));
+    if (extent.whole) {
+      watch((extent.end + kGranule - 1) / kGranule * kGranule, own_end, true, BufferText(extent.buffer));
+    }
+    for (const Extent& twin : writes) {  // No content can show which of the two was there last.
+      if (twin.buffer == extent.buffer) continue;
+      const proto::BufferProto& other = plan_.buffers(twin.buffer);
+      const int64_t shared = std::min(extent.end, std::max(twin.end, other.offset() + other.size_bytes())) -
+                             std::max(extent.begin, twin.begin);
+      if (shared > 0) {
+        AddDifference(absl::StrCat(writer, " writes ", shared, " bytes of ", BufferText(extent.buffer),
+                                   " that are also ", BufferText(twin.buffer)));
+      }
+    }
+    for (int b = 0; b < plan_.buffers_size(); ++b) {
+      const bool named = std::any_of(writes.begin(), writes.end(), [&](const Extent& e) { return e.buffer == b; });
+      if (named || !LiveAt(b, instruction)) continue;
+      const proto::BufferProto& other = plan_.buffers(b);
+      watch(std::max(extent.begin, other.offset()), std::min(extent.end, other.offset() + other.size_bytes()), false,
+            absl::StrCat("in live ", BufferText(b), " besides those of ", BufferText(extent.buffer)));
+    }
+  }
+  write();
+  for (const Watch& w : watches) {
+    int64_t changed = 0;
+    for (int64_t i = w.begin; i < w.end; ++i) {
+      if (w.before[static_cast<size_t>(i - w.begin)] != static_cast<char>(executor_.arena()[i])) ++changed;
+    }
+    if (w.must_change && changed == 0) {
+      AddDifference(absl::StrCat(writer, " left ", w.end - w.begin, " bytes at the end as they were of ", w.what));
+    } else if (!w.must_change && changed > 0) {
+      AddDifference(absl::StrCat(writer, " changed ", changed, " bytes ", w.what));
+    }
+  }
+}
+
+// One execution in which memory is poisoned where a buffer's life begins and where it has ended, and the surroundings
+// of each write are compared: what two phase boundaries do not show.
+absl::Status Measurer::RunByInstruction(uint8_t poison, const std::function<absl::Status()>& prepare,
+                                        uint64_t& fingerprint) {
+  // From byte `from` of buffer b to the end of its last granule, but never over what lives at `instruction`.
+  const auto poison_buffer = [&](int b, int instruction, int64_t from = 0) {
+    const proto::BufferProto& buffer = plan_.buffers(b);
+    const int64_t begin = buffer.offset() + from;
+    const int64_t end = std::min(plan_.arena_bytes(), buffer.offset() + AlignedBytes(plan_, buffer.size_bytes()));
+    for (int other = 0; other < plan_.buffers_size(); ++other) {
+      const proto::BufferProto& o = plan_.buffers(other);
+      if (other != b && o.offset() < end && begin < o.offset() + o.size_bytes() && LiveAt(other, instruction)) return;
+    }
+    if (begin < end) executor_.backend().Fill(executor_.arena() + begin, poison, end - begin);
+  };
+  const size_t count = static_cast<size_t>(program_.instructions_size());
+  std::vector<std::vector<int>> born(count), dead(count + 1);
+  for (int b = 0; b < plan_.buffers_size(); ++b) {
+    const proto::BufferProto& buffer = plan_.buffers(b);
+    if (buffer.program() != index_) continue;
+    const bool input = std::find(input_buffers_.begin(), input_buffers_.end(), b) != input_buffers_.end();
+    if (!input) born[static_cast<size_t>(buffer.first())].push_back(b);
+    dead[static_cast<size_t>(buffer.last()) + 1].push_back(b);
+  }
+  Poison(0, poison);
+  for (const proto::StatePlacement& state : plan_.states()) {
+    poison_buffer(state.buffer(), -1, plan_.buffers(state.buffer()).size_bytes());
+  }
+  std::vector<Extent> inputs;
+  for (const proto::ProgramInput& input : program_.inputs()) {
+    if (plan_.buffers(program_.tensors(input.tensor()).buffer()).program() == -1) continue;
+    inputs.push_back(TensorExtent(input.tensor()));
+    poison_buffer(inputs.back().buffer, -1);
+  }
+  absl::Status status;
+  CheckWrites("the host's inputs", -1, inputs, [&] { status = prepare(); });
+  RETURN_IF_ERROR(status);
+  if (!result_.differences.empty()) return absl::OkStatus();
+  std::vector<bool> filled(static_cast<size_t>(program_.tensors_size()), false);
+  for (const proto::ProgramInput& input : program_.inputs()) filled[static_cast<size_t>(input.tensor())] = true;
+  for (int i = 0; i < program_.instructions_size(); ++i) {
+    const proto::InstructionProto& instruction = program_.instructions(i);
+    for (const int t : instruction.operands()) {
+      if (filled[static_cast<size_t>(t)]) continue;
+      AddDifference(absl::StrCat("instruction ", i, ", ", instruction.op(), " \"", instruction.name(), "\", reads %", t,
+                                 " \"", program_.tensors(t).name(), "\", which nothing has written, in ",
+                                 BufferText(program_.tensors(t).buffer())));
+    }
+    for (const int t : instruction.results()) filled[static_cast<size_t>(t)] = true;
+    for (const int b : dead[static_cast<size_t>(i)]) poison_buffer(b, i);
+    for (const int b : born[static_cast<size_t>(i)]) poison_buffer(b, i);
+    CheckWrites(absl::StrCat("instruction ", i, ", ", instruction.op(), " \"", instruction.name(), "\","), i,
+                WrittenBy(instruction), [&] {
+                  run_.RunRange(i, i + 1);
+                  executor_.backend().Synchronize();
+                });
+    if (!result_.differences.empty()) return absl::OkStatus();  // What follows would run on damaged values.
+  }
+  fingerprint = Fingerprint();
   return absl::OkStatus();
 }
 
@@ -273,14 +466,18 @@ absl::StatusOr<Measurement> MeasureProgram(Executor& executor, const Program& pr
         absl::StrCat("a step can be measured on the cpu backend, not on ", executor.backend().name()));
   }
   Measurer measurer(executor, program);
-  uint64_t fingerprints[2] = {};
+  uint64_t fingerprints[3] = {};
+  FillOptimizerStates(executor);
+  RETURN_IF_ERROR(measurer.RunByInstruction(kPoisons[1], prepare, fingerprints[2]));
+  RETURN_IF_ERROR(restore());
+  if (!measurer.result().differences.empty()) return std::move(measurer.result());
   for (int i = 0; i < 2; ++i) {
     FillOptimizerStates(executor);
     RETURN_IF_ERROR(measurer.Run(kPoisons[i], prepare, fingerprints[i]));
     RETURN_IF_ERROR(restore());
   }
   Measurement& result = measurer.result();
-  result.same_over_poisons = fingerprints[0] == fingerprints[1];
+  result.same_over_poisons = fingerprints[0] == fingerprints[1] && fingerprints[0] == fingerprints[2];
   if (!result.same_over_poisons) {
     result.differences.push_back(
         "the results differ between two poisons of the unused memory: something is read before it is written");

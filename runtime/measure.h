@@ -33,11 +33,14 @@ struct Measurement {
   bool agrees() const { return differences.empty() && same_over_poisons && allocations.count == 0; }
 };
 
-// Runs `program` phase by phase, twice, each time from the same states, over two different poisons.
+// Runs `program` three times, each time from the same states.
+//   Once instruction by instruction, memory poisoned where a buffer's life begins and where it has ended: a byte that
+//   changes in another live buffer or behind the end of its own, or an end that is not filled, is a difference, and the
+//   measurement stops there. Then phase by phase, twice, over two different poisons.
 //   Before a phase, every granule (256 bytes) that the plan says is not live across the boundary is poisoned, and every
 //   granule is hashed; after it, the granules whose hash changed are the bytes written. What changed outside the plan's
 //   written ranges, or did not change inside (but for zeros written in place over zeros), is a difference. A poison
-//   that reaches a result is a read before a write: the two runs then differ.
+//   that reaches a result is a read before a write: the runs then differ.
 // `prepare` feeds the inputs (after each poisoning); `restore` sets the states to what they were. Optimizer states are
 // given nonzero values for the duration, so that every element that the plan says is updated does change.
 // Takes host memory for two hashes a granule. REQUIRES: a host-addressable backend ("cpu").

@@ -2,6 +2,7 @@
 
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <string>
 #include <vector>
@@ -21,6 +22,8 @@ using SgemmFn = void (*)(int order, int transpose_a, int transpose_b, int m, int
 struct Library {
   absl::Status status;
   SgemmFn sgemm = nullptr;
+  void* (*take_buffer)(int) = nullptr;  // OpenBLAS's own, which each call uses.
+  void (*give_buffer)(void*) = nullptr;
   std::string version;
 };
 
@@ -53,6 +56,8 @@ Library Load() {
         "libopenblas0-pthread)");
     return library;
   }
+  library.take_buffer = reinterpret_cast<void* (*)(int)>(dlsym(handle, "blas_memory_alloc"));
+  library.give_buffer = reinterpret_cast<void (*)(void*)>(dlsym(handle, "blas_memory_free"));
   const auto text = [&](const char* symbol) -> std::string {
     auto* fn = reinterpret_cast<char* (*)()>(dlsym(handle, symbol));
     return fn == nullptr ? "" : fn();
@@ -74,6 +79,14 @@ absl::Status LoadBlas() {
   static const Library& library = *new Library(Load());
   Loaded() = &library;
   return library.status;
+}
+
+void ReserveBlasBuffers(int threads) {
+  const Library& library = *Loaded();
+  if (library.take_buffer == nullptr || library.give_buffer == nullptr) return;
+  std::vector<void*> buffers;
+  for (int i = 0; i < std::min(threads, 64); ++i) buffers.push_back(library.take_buffer(0));
+  for (void* buffer : buffers) library.give_buffer(buffer);
 }
 
 void RunSgemm(const Sgemm& s) {

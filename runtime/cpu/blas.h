@@ -14,6 +14,10 @@ namespace mt {
 // respected. Errors: FailedPrecondition (not found; names the package).
 absl::Status LoadBlas();
 
+// Has the library take the packing buffers that `threads` concurrent calls need, so that no later call allocates.
+// REQUIRES: LoadBlas().
+void ReserveBlasBuffers(int threads);
+
 // C [rows, cols] = A B + beta C; row-major with leading dimensions in elements; A is [rows, depth] or, transposed,
 // [depth, rows]; B likewise. On the calling thread; several threads may call at once. REQUIRES: LoadBlas().
 struct Sgemm {

@@ -131,6 +131,7 @@ void Tile::RunBf16(int64_t n) const {
 
 absl::StatusOr<Thunk> BindMatmul(const KernelCall& call, ThreadPool& pool) {
   RETURN_IF_ERROR(LoadBlas());
+  ReserveBlasBuffers(pool.num_threads());
   std::vector<TensorType> types;
   for (const Tensor& operand : call.operands) {
     types.push_back(operand.type);

@@ -108,12 +108,17 @@ absl::Status CheckVocabulary(const proto::PlanProto& plan, const std::string& pl
                              const std::string& data_folder) {
   const auto vocab = plan.facts().find("vocab_size");
   if (vocab == plan.facts().end() || vocab->second == manifest.vocab_size) return absl::OkStatus();
+  const auto note = [&](const char* name) {
+    const auto at = plan.notes().find(name);
+    return at == plan.notes().end() ? std::string() : at->second;
+  };
+  const std::string spec = note("spec").empty() ? plan.model() : note("spec"), sets = note("sets");
   return absl::FailedPreconditionError(absl::StrCat(
       "corpus ", data_folder, " has a vocabulary of ", manifest.vocab_size, " tokens (", manifest.tokenizer, "), plan ",
-      plan_path, " was compiled for ", vocab->second, "; compile it for the corpus: mtc compile ",
-      ShellQuote(plan.model()), " --data ", ShellQuote(data_folder), " --batch ", plan.facts().at("batch"), " --seq ",
-      plan.facts().at("sequence"), " --passes=", ShellQuote(plan.passes().empty() ? "none" : plan.passes()), " -o ",
-      ShellQuote(plan_path)));
+      plan_path, " was compiled for ", vocab->second, "; compile it for the corpus: mtc compile ", ShellQuote(spec),
+      " --data ", ShellQuote(data_folder), sets.empty() ? "" : absl::StrCat(" --set ", ShellQuote(sets)), " --batch ",
+      plan.facts().at("batch"), " --seq ", plan.facts().at("sequence"),
+      " --passes=", ShellQuote(plan.passes().empty() ? "none" : plan.passes()), " -o ", ShellQuote(plan_path)));
 }
 
 absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(Executor& executor, std::string data_folder) {
