@@ -1,8 +1,4 @@
 // mtc as a process: what it prints, where it says it and the exit code.
-#include <sys/wait.h>
-#include <unistd.h>
-
-#include <cstdio>
 #include <filesystem>
 #include <string>
 
@@ -12,6 +8,7 @@
 #include "ir/base/file.h"
 #include "ir/base/flags.h"
 #include "nlohmann/json.hpp"
+#include "tests/process.h"
 #include "tests/test_util.h"
 
 namespace mt {
@@ -23,52 +20,20 @@ using ::testing::HasSubstr;
 using ::testing::Not;
 using ::testing::StartsWith;
 
-struct Outcome {
-  int code = -1;
-  std::string out, err;
-};
-
 class MtcTest : public ::testing::Test {
  protected:
-  void SetUp() override {
-    folder_ = absl::StrCat(::testing::TempDir(), "/mtc_cli_test-", getpid());
-    fs::remove_all(folder_);
-    fs::create_directories(folder_);
-  }
-  void TearDown() override { fs::remove_all(folder_); }
-
-  std::string Path(const std::string& name) const { return absl::StrCat(folder_, "/", name); }
-  void Write(const std::string& name, const std::string& text) const { ASSERT_OK(WriteFile(Path(name), text)); }
-
-  // Runs `mtc ARGUMENTS` in the test's folder.
+  std::string Path(const std::string& name) const { return folder_.Path(name); }
+  void Write(const std::string& name, const std::string& text) const { folder_.Write(name, text); }
+  // Runs `mtc ARGUMENTS` in the test's folder; `before` stands before it.
   Outcome Mtc(const std::string& arguments, const std::string& before = "") const {
-    const std::string command = absl::StrCat("cd ", ShellQuote(folder_), " && ", before, " ", MT_BINARY_DIR,
-                                             "/bin/mtc ", arguments, " > .out 2> .err");
-    const int status = std::system(command.c_str());
-    Outcome outcome;
-    outcome.code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-    outcome.out = ReadFile(Path(".out")).value_or("");
-    outcome.err = ReadFile(Path(".err")).value_or("");
-    fs::remove(Path(".out"));
-    fs::remove(Path(".err"));
-    return outcome;
+    return folder_.Run(absl::StrCat(before, " mtc ", arguments));
   }
-
-  // One line "error: ...", this exit code, nothing on standard output and no file left behind.
   void ExpectError(const std::string& arguments, int code,
                    const ::testing::Matcher<const std::string&>& message) const {
-    SCOPED_TRACE(arguments);
-    std::vector<fs::path> before(fs::directory_iterator(folder_), {});
-    const Outcome outcome = Mtc(arguments);
-    EXPECT_EQ(outcome.code, code) << outcome.err;
-    EXPECT_EQ(outcome.out, "");
-    EXPECT_THAT(outcome.err, StartsWith("error: "));
-    EXPECT_EQ(std::count(outcome.err.begin(), outcome.err.end(), '\n'), 1) << outcome.err;
-    EXPECT_THAT(outcome.err, message);
-    EXPECT_EQ(std::vector<fs::path>(fs::directory_iterator(folder_), {}).size(), before.size());
+    folder_.ExpectError(absl::StrCat("mtc ", arguments), code, message);
   }
 
-  std::string folder_;
+  const ProcessFolder folder_{"mtc_cli_test"};
 };
 
 constexpr char kSpec[] = "name: \"toy\" layers: 1 width: 16 heads: 2 vocab_size: 32 max_sequence: 8 batch: 2\n";

@@ -168,6 +168,30 @@ inline void CheckReferenceFillsWhatInferSays(const OpDef& op) {
   }
 }
 
+// Shapes that follow from operands or attributes alone, said a second time: element-wise results are what the operands
+// broadcast to, and "dims" of these rows is the result's.
+inline void CheckResultDims(const OpDef& op) {
+  const bool dims_are_stated = op.name == "fill" || op.name == "reshape" || op.name == "broadcast";
+  const std::vector<OpSample> samples = op.samples == nullptr ? std::vector<OpSample>() : op.samples();
+  const std::vector<Prepared> all = PrepareSamples(op);
+  ASSERT_EQ(all.size(), samples.size());
+  for (size_t i = 0; i < all.size(); ++i) {
+    const Prepared& p = all[i];
+    SCOPED_TRACE(p.what);
+    if (dims_are_stated) {
+      const IntList& dims = p.attrs.Get<IntList>("dims");
+      EXPECT_EQ(p.result_types[0].dims, Dims(dims.begin(), dims.end()));
+    }
+    if (dims_are_stated || !op.is_element_wise()) continue;
+    Dims dims;
+    for (size_t o = 0; o < p.operand_types.size(); ++o) {
+      if (samples[i].operands[o].fill == SampleOperand::Fill::kRandomState) continue;
+      ASSERT_OK_AND_ASSIGN(dims, BroadcastDims(dims, p.operand_types[o].dims));
+    }
+    for (const TensorType& result : p.result_types) EXPECT_EQ(result.dims, dims);
+  }
+}
+
 // Rows that read only a part of an operand; all others read and write exactly their operands and results.
 inline const std::set<absl::string_view> kPartialReaders = {"embedding", "embedding_backward", "slice", "softmax",
                                                             "softmax_backward"};

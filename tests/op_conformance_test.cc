@@ -23,6 +23,7 @@ class OpOnCpu : public OpConformance {};
 
 TEST_P(OpConformance, RowIsComplete) { CheckRowIsComplete(op()); }
 TEST_P(OpConformance, ReferenceFillsWhatInferSays) { CheckReferenceFillsWhatInferSays(op()); }
+TEST_P(OpConformance, ResultDims) { CheckResultDims(op()); }
 TEST_P(OpConformance, CostCountsOperandsAndResults) { CheckCostCountsOperandsAndResults(op()); }
 TEST_P(OpConformance, InPlacePairsFit) { CheckInPlacePairsFit(op()); }
 TEST_P(OpConformance, TextAndProtoRoundTrip) { CheckTextAndProtoRoundTrip(op()); }

@@ -16,8 +16,8 @@
 #include "ir/base/flags.h"
 #include "ir/base/status_macros.h"
 #include "ir/base/units.h"
-#include "runtime/cpu/memory.h"
 #include "runtime/cpu/blas.h"
+#include "runtime/cpu/memory.h"
 #include "runtime/cpu/thread_pool.h"
 #include "runtime/data/safetensors.h"
 
