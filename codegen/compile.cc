@@ -46,6 +46,12 @@ absl::StatusOr<MemoryPlan> PlanMemory(const Module& module, absl::string_view ta
   return memory;
 }
 
+absl::StatusOr<Pipeline> PipelineOf(const CompileOptions& options) {
+  ASSIGN_OR_RETURN(Pipeline pipeline, ParsePipeline(options.passes, options.target));
+  RETURN_IF_ERROR(pipeline.SetOption("optimizer", "kind", options.optimizer));
+  return pipeline;
+}
+
 absl::StatusOr<proto::PlanProto> Compile(std::unique_ptr<Module> module, const CompileOptions& options,
                                          CompileReport* report) {
   CompileReport unused;
@@ -57,7 +63,7 @@ absl::StatusOr<proto::PlanProto> Compile(std::unique_ptr<Module> module, const C
   context.target = options.target;
   context.dump_dir = options.dump_dir;
   context.plan_memory = [&](const Module& m) { return PlanMemory(m, options.target); };
-  ASSIGN_OR_RETURN(const Pipeline pipeline, ParsePipeline(options.passes, options.target));
+  ASSIGN_OR_RETURN(const Pipeline pipeline, PipelineOf(options));
   report->pipeline = pipeline.ToString();
   RETURN_IF_ERROR(RunPipeline(*module, pipeline, context, &report->passes));
   report->passes_seconds = SecondsSince(start);

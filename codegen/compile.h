@@ -14,6 +14,7 @@
 #include "ir/graph.h"
 #include "passes/pass.h"
 #include "passes/pass_manager.h"
+#include "passes/pipeline.h"
 #include "proto/plan.pb.h"
 
 namespace mt {
@@ -21,6 +22,7 @@ namespace mt {
 struct CompileOptions {
   std::string target = "cpu";
   std::string passes = "default";            // Pipeline text.
+  std::string optimizer = "adamw";           // Or "adam".
   std::string dump_dir;                      // Empty: no dumps.
   std::optional<int64_t> memory_bytes;       // The arena may not be larger.
   std::map<std::string, std::string> notes;  // Copied into the plan.
@@ -39,6 +41,9 @@ absl::StatusOr<Roofline> TargetRoofline(absl::string_view target);
 
 // Order, offsets and bytes of a module: PassContext::plan_memory.
 absl::StatusOr<MemoryPlan> PlanMemory(const Module& module, absl::string_view target);
+
+// What runs for these options: the passes of the text and those that always run, with the optimizer set.
+absl::StatusOr<Pipeline> PipelineOf(const CompileOptions& options);
 
 // Runs the pipeline, plans, verifies the plan. Errors: InvalidArgument (pipeline text, contradiction), Unimplemented
 // (target), ResourceExhausted (larger than memory_bytes; names both), Internal (our bug). `report` may be null.

@@ -29,9 +29,11 @@
 #include "ir/base/status_macros.h"
 #include "ir/base/tools.h"
 #include "ir/base/units.h"
+#include "ir/describe.h"
 #include "ir/op.h"
 #include "models/model.h"
 #include "nlohmann/json.hpp"
+#include "passes/describe.h"
 #include "passes/pipeline.h"
 #include "passes/registry.h"
 
@@ -76,16 +78,16 @@ struct Compiled {
   std::string pipeline_steps;  // One a line, for --print-pipeline.
 };
 
-absl::StatusOr<std::string> PipelineSteps(const std::string& passes, const std::string& target) {
-  ASSIGN_OR_RETURN(const Pipeline pipeline, ParsePipeline(passes, target));
+absl::StatusOr<std::string> PipelineSteps(const CompileOptions& options) {
+  ASSIGN_OR_RETURN(const Pipeline pipeline, PipelineOf(options));
   std::string text;
   for (const PipelineStep& step : pipeline.steps) {
-    std::vector<std::string> options;
+    std::vector<std::string> values;
     for (const PassOption& option : step.pass->options) {
-      options.push_back(
+      values.push_back(
           absl::StrCat(":", option.name, "=", OptionValueToString(option, *step.options.Find(option.name))));
     }
-    absl::StrAppendFormat(&text, "  %-32s %s\n", absl::StrCat(step.pass->name, absl::StrJoin(options, "")),
+    absl::StrAppendFormat(&text, "  %-32s %s\n", absl::StrCat(step.pass->name, absl::StrJoin(values, "")),
                           step.pass->always_on ? "(always) " : "");
     text = std::string(absl::StripTrailingAsciiWhitespace(text));
     absl::StrAppend(&text, " ", step.pass->summary, "\n");
@@ -99,6 +101,7 @@ absl::StatusOr<Compiled> CompileSpec(const ParsedArgs& args) {
   options.target = args.String("target");
   RETURN_IF_ERROR(TargetRoofline(options.target));
   options.passes = args.String("passes");
+  options.optimizer = args.String("optimizer");
   options.dump_dir = args.String("dump-dir");
   options.memory_bytes = args.OptionalBytes("memory");
   model.batch = args.OptionalInt("batch");
@@ -106,6 +109,7 @@ absl::StatusOr<Compiled> CompileSpec(const ParsedArgs& args) {
   model.sets = args.Strings("set");
   // What mtrun prints where the plan must be compiled again.
   options.notes["spec"] = args.positional(0);
+  options.notes["optimizer"] = options.optimizer;
   if (!model.sets.empty()) options.notes["sets"] = absl::StrJoin(model.sets, ",");
   if (args.Has("data")) {
     ASSIGN_OR_RETURN(const CorpusFacts corpus, ReadCorpusFacts(args.String("data")));
@@ -113,7 +117,7 @@ absl::StatusOr<Compiled> CompileSpec(const ParsedArgs& args) {
     options.notes["tokenizer_hash"] = corpus.tokenizer_hash;
   }
   Compiled compiled;
-  ASSIGN_OR_RETURN(compiled.pipeline_steps, PipelineSteps(options.passes, options.target));
+  ASSIGN_OR_RETURN(compiled.pipeline_steps, PipelineSteps(options));
   ASSIGN_OR_RETURN(std::unique_ptr<Module> module, LoadModel(args.positional(0), model));
   ASSIGN_OR_RETURN(compiled.plan, Compile(std::move(module), options, &compiled.report));
   return compiled;
@@ -160,7 +164,7 @@ absl::Status Inspect(const ParsedArgs& args) {
   Compiled compiled;
   if (IsPlan(args.positional(0))) {
     for (const char* flag :
-         {"data", "set", "batch", "seq", "passes", "target", "memory", "print-pipeline", "dump-dir"}) {
+         {"data", "set", "batch", "seq", "passes", "optimizer", "target", "memory", "print-pipeline", "dump-dir"}) {
       if (args.Has(flag)) {
         return absl::InvalidArgumentError(
             absl::StrCat("--", flag, " is for a SPEC; ", args.positional(0), " is a plan, compiled already"));
@@ -258,15 +262,7 @@ std::string Normal(std::string name) {
 absl::Status PassesCommand(const ParsedArgs& args) {
   const std::vector<const PassDef*> passes = Passes().Unique();
   if (args.positionals().empty()) {
-    for (const PassDef* pass : passes) {
-      std::cout << absl::StrFormat("%-20s %s%s\n", pass->name, pass->always_on ? "(always on) " : "", pass->summary);
-    }
-    std::cout << "\nnamed pipelines\n";
-    for (const NamedPipeline& named : Passes().named) {
-      std::cout << absl::StrFormat("%-20s %s%s: %s\n", named.name, named.summary,
-                                   named.target.empty() ? "" : absl::StrCat(" (", named.target, ")"),
-                                   named.text.empty() ? "no optional pass" : named.text);
-    }
+    std::cout << DescribePasses();
     return absl::OkStatus();
   }
   const std::string name = Normal(args.positional(0));
@@ -284,44 +280,13 @@ absl::Status PassesCommand(const ParsedArgs& args) {
                                                    near.empty() ? "" : absl::StrCat(" (did you mean ", near, "?)"),
                                                    "; passes: ", absl::StrJoin(names, ", ")));
   }
-  std::cout << pass->name << ": " << pass->summary << "\n";
-  std::cout << "  stage      " << StageName(pass->requires_stage);
-  if (pass->provides_stage != pass->requires_stage) std::cout << " -> " << StageName(pass->provides_stage);
-  std::cout << "\n  results    "
-            << (pass->tolerance == 0 ? "bitwise equal" : absl::StrCat("within ", pass->tolerance, " relative")) << "\n";
-  if (pass->always_on) std::cout << "  always on  it changes no technique and is not named in --passes\n";
-  if (!pass->source.empty()) std::cout << "  source     " << pass->source << "\n";
-  if (!pass->also_known_as.empty()) std::cout << "  also       " << absl::StrJoin(pass->also_known_as, ", ") << "\n";
-  for (const PassOption& option : pass->options) {
-    std::cout << absl::StrFormat(
-        "  option     %s=%s  %s%s%s\n", option.name, option.is_bytes ? "BYTES" : std::string(AttrKindName(option.kind)),
-        option.doc, option.choices.empty() ? "" : absl::StrCat(" (", option.choices, ")"),
-        option.default_text.empty() ? "; required" : absl::StrCat("; default ", option.default_text));
-  }
+  std::cout << DescribePass(*pass);
   return absl::OkStatus();
-}
-
-absl::string_view RematName(RematPolicy policy) {
-  switch (policy) {
-    case RematPolicy::kMustSave:
-      return "must save";
-    case RematPolicy::kPreferSave:
-      return "prefer save";
-    case RematPolicy::kPreferRecompute:
-      return "prefer recompute";
-    case RematPolicy::kMustRecompute:
-      return "must recompute";
-  }
-  return "";
 }
 
 absl::Status OpsCommand(const ParsedArgs& args) {
   if (args.positionals().empty()) {
-    for (const OpDef* op : AllOps()) {
-      // Derived rows ("gelu.grad0") are found by name, but are no vocabulary of their own.
-      if (absl::StrContains(op->name, ".")) continue;
-      std::cout << absl::StrFormat("%-34s %s\n", op->name, op->summary);
-    }
+    std::cout << DescribeOps();
     return absl::OkStatus();
   }
   const std::string name = args.positional(0);
@@ -334,25 +299,7 @@ absl::Status OpsCommand(const ParsedArgs& args) {
                                                    near.empty() ? "" : absl::StrCat(" (did you mean ", near, "?)"),
                                                    "; list them with mtc ops"));
   }
-  std::cout << op->name << "(" << absl::StrJoin(op->operands, ", ") << ") -> " << absl::StrJoin(op->results, ", ")
-            << "\n  " << op->summary << "\n";
-  for (const AttrSpec& attr : op->attrs) {
-    std::cout << absl::StrFormat("  attribute  %s: %s  %s; %s\n", attr.name, AttrKindName(attr.kind), attr.doc,
-                                 attr.default_text.empty() ? "required" : absl::StrCat("default ", attr.default_text));
-  }
-  std::cout << "  kind       "
-            << (op->is_element_wise()               ? "element-wise"
-                : op->is_view                       ? "view: no code runs"
-                : op->effect == Effect::kCollective ? "collective"
-                                                    : "kernel")
-            << "\n  gradient   "
-            << (op->grad != nullptr || op->is_element_wise() ? "yes" : "none: no gradient flows through it")
-            << "\n  recompute  " << RematName(op->remat) << "\n  precision  "
-            << (op->autocast == Autocast::kAlways   ? "low where a pass asks for it"
-                : op->autocast == Autocast::kFollow ? "follows its operands"
-                                                    : "stays in f32")
-            << "\n";
-  if (op->has_accumulator) std::cout << "  sums       into an accumulator operand, in place\n";
+  std::cout << DescribeOp(*op);
   return absl::OkStatus();
 }
 

@@ -116,7 +116,8 @@ absl::Status CheckVocabulary(const proto::PlanProto& plan, const std::string& pl
   return absl::FailedPreconditionError(absl::StrCat(
       "corpus ", data_folder, " has a vocabulary of ", manifest.vocab_size, " tokens (", manifest.tokenizer, "), plan ",
       plan_path, " was compiled for ", vocab->second, "; compile it for the corpus: mtc compile ", ShellQuote(spec),
-      " --data ", ShellQuote(data_folder), sets.empty() ? "" : absl::StrCat(" --set ", ShellQuote(sets)), " --batch ",
+      " --data ", ShellQuote(data_folder), sets.empty() ? "" : absl::StrCat(" --set ", ShellQuote(sets)),
+      note("optimizer").empty() ? "" : absl::StrCat(" --optimizer ", ShellQuote(note("optimizer"))), " --batch ",
       plan.facts().at("batch"), " --seq ", plan.facts().at("sequence"),
       " --passes=", ShellQuote(plan.passes().empty() ? "none" : plan.passes()), " -o ", ShellQuote(plan_path)));
 }
