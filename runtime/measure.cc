@@ -61,8 +61,10 @@ class Measurer {
       input_buffers_.push_back(program_.tensors(input.tensor()).buffer());
     }
     for (int i = 0; i < program_.instructions_size(); ++i) {
+      const OpDef* op = FindOp(program_.instructions(i).op());
       const size_t phase = static_cast<size_t>(ParsePhase(program_.instructions(i).phase()).value_or(Phase::kForward));
-      if (segments_.empty() || segments_.back().phase != phase) segments_.push_back({i, i, phase});
+      const bool runs = op == nullptr || !op->is_view;  // Views run no code: they begin no segment.
+      if (segments_.empty() || (runs && segments_.back().phase != phase)) segments_.push_back({i, i, phase});
       segments_.back().last = i + 1;
     }
     result_.planned_arena_bytes = program_.peak_bytes();
@@ -192,8 +194,9 @@ void Measurer::Compare(const Segment& segment, const std::vector<uint8_t>& plann
     const uint8_t plan = planned[static_cast<size_t>(g)];
     // In place, zeros are often written over zeros (masked weights and their gradients): no machine can tell that from
     // not writing, and memory that held no live value before would show the poison.
-    const bool zero_over_zero = plan == kResult && live_[static_cast<size_t>(g)] != 0 && Hash(g) == kZeroHash;
-    const bool changed = Hash(g) != before_[static_cast<size_t>(g)] || zero_over_zero;
+    const uint64_t hash = Hash(g);
+    const bool zero_over_zero = plan == kResult && live_[static_cast<size_t>(g)] != 0 && hash == kZeroHash;
+    const bool changed = hash != before_[static_cast<size_t>(g)] || zero_over_zero;
     const int64_t bytes = GranuleBytes(g);
     if (count_) {
       if (plan == kResult) phase.planned_bytes += bytes;

@@ -47,12 +47,20 @@ absl::Status WriteTrace(Executor& executor, const Program& program, const std::s
                     {"ph", "M"},
                     {"pid", 1},
                     {"args", {{"name", absl::StrCat(plan.model(), " ", proto.name(), " (", plan.target(), ")")}}}});
+  // A view runs no code and ends no phase.
+  std::vector<std::string> phases(static_cast<size_t>(count));
+  for (int i = 0; i < count; ++i) {
+    const OpDef* op = FindOp(proto.instructions(i).op());
+    const bool view = i > 0 && op != nullptr && op->is_view;
+    phases[static_cast<size_t>(i)] = view ? phases[static_cast<size_t>(i) - 1] : proto.instructions(i).phase();
+  }
   int phase_start = 0;
   for (int i = 0; i < count; ++i) {
     const proto::InstructionProto& instruction = proto.instructions(i);
     const double begin = times[static_cast<size_t>(i)], end = times[static_cast<size_t>(i) + 1];
-    if (i + 1 == count || proto.instructions(i + 1).phase() != instruction.phase()) {
-      events.push_back(Slice(instruction.phase(), kPhaseTrack, times[static_cast<size_t>(phase_start)], end,
+    const std::string& phase = phases[static_cast<size_t>(i)];
+    if (i + 1 == count || phases[static_cast<size_t>(i) + 1] != phase) {
+      events.push_back(Slice(phase, kPhaseTrack, times[static_cast<size_t>(phase_start)], end,
                              {{"instructions", i + 1 - phase_start}}));
       phase_start = i + 1;
     }

@@ -198,13 +198,11 @@ TEST(CorruptedPlanTest, EveryOffsetAndSizeThatTheVerifierRefusesIsReported) {
   };
   int missed = 0;
   for (Kind& kind : kinds) {
-    // A third of the buffers, another third for the next kind.
-    const int start = static_cast<int>(&kind - kinds) % 3;
-    for (int b = start; b < good.buffers_size(); b += 3) {
+    for (int b = 0; b < good.buffers_size(); ++b) {
       Corruption corruption{absl::StrCat("buffer ", b, " ", good.buffers(b).name(), ": ", kind.name), good};
       proto::BufferProto& buffer = *corruption.plan.mutable_buffers(b);
       if (buffer.program() != -1 && buffer.program() != train) continue;
-      // A larger workspace is a waste that no kernel can show.
+      // A larger workspace is a waste that no kernel can show; a smaller one, kernels refuse at load.
       if (buffer.memory_class() == proto::WORKSPACE && absl::StartsWith(kind.name, "size")) continue;
       kind.apply(buffer);
       if (buffer.offset() == good.buffers(b).offset() && buffer.size_bytes() == good.buffers(b).size_bytes()) continue;
