@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-STEPS, PEAK_LR, WARMUP, BATCHES, PROJECTIONS = 50, 1e-3, 10, 4, 32
+STEPS, PEAK_LR, WARMUP, BATCHES, PROJECTIONS = 50, 1e-3, 10, 50, 32
 BETA1, BETA2, EPS, DECAY, CLIP = 0.9, 0.95, 1e-8, 0.1, 1.0
 TOKEN_TAG, SIGN_TAG = 0x746F6B65, 0x7369676E
 
@@ -26,7 +26,7 @@ CASES = {
     "tiny_char": dict(spec="tiny_char", sets=[], batch=4, sequence=64),
     "lab4": dict(spec="lab4", sets=["layers=2"], batch=2, sequence=64),
     "so_small": dict(spec="so_small", sets=["layers=2"], batch=2, sequence=48),
-    "llama_160m": dict(spec="llama_160m", sets=["layers=2", "vocab_size=4000"], batch=2, sequence=64),
+    "llama_160m": dict(spec="llama_160m", sets=["layers=2", "vocab_size=4000"], batch=1, sequence=64),
 }
 
 
