@@ -36,7 +36,8 @@ absl::Status WriteAndSync(const std::string& path, absl::string_view contents) {
     if (n <= 0) return WriteError(path, "write failed");
     done += static_cast<size_t>(n);
   }
-  if (::fsync(fd) != 0) return WriteError(path, "sync failed");
+  // EINVAL: a pipe or a device, which has nothing to sync.
+  if (::fsync(fd) != 0 && errno != EINVAL && errno != EROFS) return WriteError(path, "sync failed");
   open = false;
   if (::close(fd) != 0) return WriteError(path, "close failed");
   return absl::OkStatus();
@@ -71,6 +72,11 @@ absl::StatusOr<std::string> ReadFile(const std::string& path, int64_t limit_byte
 }
 
 absl::Status WriteFile(const std::string& path, absl::string_view contents) {
+  struct stat info;
+  if (::stat(path.c_str(), &info) == 0 && !S_ISREG(info.st_mode)) {
+    if (S_ISDIR(info.st_mode)) return absl::DataLossError(absl::StrCat(path, ": is a folder; a file is written there"));
+    return WriteAndSync(path, contents);  // A device or a pipe: a rename would take its place.
+  }
   const std::string temporary = absl::StrCat(path, ".tmp-", ::getpid());
   absl::Status written = WriteAndSync(temporary, contents);
   if (written.ok() && ::rename(temporary.c_str(), path.c_str()) != 0) written = WriteError(path, "rename failed");

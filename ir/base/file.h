@@ -15,8 +15,8 @@ namespace mt {
 // `limit_bytes`).
 absl::StatusOr<std::string> ReadFile(const std::string& path, int64_t limit_bytes = int64_t{1} << 32);
 
-// Writes PATH.tmp-PID, syncs it, renames it over `path` and syncs the folder; on failure nothing is left behind.
-// Errors: DataLoss for a failed write (disk full, I/O error): exit code 7.
+// Writes PATH.tmp-PID, syncs it, renames it over `path` and syncs the folder; on failure nothing is left behind. A
+// device or a pipe is written to as it is. Errors: DataLoss for a failed write (disk full, I/O error): exit code 7.
 absl::Status WriteFile(const std::string& path, absl::string_view contents);
 
 // Creates the folder and its parents. OK where it exists.
