@@ -1,6 +1,7 @@
 #include "ir/base/file.h"
 
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <string>
@@ -14,7 +15,7 @@ namespace {
 using ::testing::HasSubstr;
 
 std::string Folder() {
-  const std::string folder = absl::StrCat(::testing::TempDir(), "/file_test");
+  const std::string folder = absl::StrCat(::testing::TempDir(), "/mt_file_test_", ::getpid());
   std::filesystem::remove_all(folder);
   EXPECT_OK(MakeFolder(folder));
   return folder;
@@ -37,7 +38,7 @@ TEST(File, SaysWhatIsWrong) {
   EXPECT_THAT(ReadFile(folder + "/a", 4), StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("4 bytes")));
   EXPECT_THAT(WriteFile(folder, "x"), StatusIs(absl::StatusCode::kDataLoss, HasSubstr("is a folder")));
   EXPECT_THAT(WriteFile(folder + "/no/file", "x"), StatusIs(absl::StatusCode::kDataLoss, HasSubstr("cannot create")));
-  EXPECT_THAT(MakeFolder(folder + "/a"), StatusIs(absl::StatusCode::kDataLoss, HasSubstr("a file is there")));
+  EXPECT_THAT(MakeFolder(folder + "/a"), StatusIs(absl::StatusCode::kDataLoss, HasSubstr("cannot create the folder")));
 }
 
 TEST(File, WritesToADeviceWithoutTakingItsPlace) {
