@@ -16,8 +16,9 @@ namespace mt {
 namespace {
 
 using Family = absl::Span<const OpDef> (*)();
-constexpr Family kFamilies[] = {ElementwiseOps, MatmulOps,  ShapeOps,         ReductionOps, EmbeddingOps, PositionOps,
-                                HeadOps,        SoftmaxOps, NormalizationOps, LossOps,      OptimizerOps, CollectiveOps};
+constexpr Family kFamilies[] = {ElementwiseOps, MatmulOps,    ShapeOps,     ReductionOps, EmbeddingOps,
+                                PositionOps,    HeadOps,      SoftmaxOps,   AttentionOps, NormalizationOps,
+                                LossOps,        OptimizerOps, CollectiveOps};
 
 // A row made from another one, "gelu.grad0", with what its columns point to.
 struct DerivedRow {
@@ -115,7 +116,8 @@ class Registry {
 
     DerivedRow& made = rows_.emplace_back();
     made.derived.is_identity = all_one;
-    for (const int64_t operand : OperandsRead(derivatives)) made.derived.operands_read.push_back(static_cast<int>(operand));
+    for (const int64_t operand : OperandsRead(derivatives))
+      made.derived.operands_read.push_back(static_cast<int>(operand));
     made.name = absl::StrCat(base.name, ".grad", index);
     made.summary = absl::StrCat("dy * d ", base.name, " / d ", base.operands[static_cast<size_t>(index)], ".");
     made.operand_names.push_back("dy");
@@ -133,9 +135,8 @@ class Registry {
                 .results = absl::MakeConstSpan(&made.result_name, 1),
                 .attrs = base.attrs,
                 .infer = InferDerived,
-                .expr = [&base, index, read = made.derived.operands_read](const Attrs& attrs) {
-                  return DerivedExprs(base, index, read, attrs);
-                },
+                .expr = [&base, index, read = made.derived.operands_read](
+                            const Attrs& attrs) { return DerivedExprs(base, index, read, attrs); },
                 .samples = [&base, read = made.derived.operands_read] { return DerivedSamples(base, read); },
                 .remat = RematPolicy::kPreferSave,
                 .autocast = base.autocast,
@@ -182,7 +183,8 @@ absl::StatusOr<std::vector<std::string>> OperandNames(const OpDef& op, const Att
   return names;
 }
 
-absl::StatusOr<std::vector<TensorType>> InferTypes(const OpDef& op, absl::Span<const TensorType> operands, Attrs& attrs) {
+absl::StatusOr<std::vector<TensorType>> InferTypes(const OpDef& op, absl::Span<const TensorType> operands,
+                                                   Attrs& attrs) {
   ASSIGN_OR_RETURN(attrs, CompleteAttrs(op.attrs, attrs));
   RETURN_IF_ERROR(OperandNames(op, attrs, static_cast<int64_t>(operands.size())));
   ASSIGN_OR_RETURN(std::vector<TensorType> results, op.infer(operands, attrs));

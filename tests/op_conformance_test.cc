@@ -44,10 +44,11 @@ TEST(OpTable, RowsWithoutGradient) {
   for (const OpDef* op : AllOps()) {
     if (!IsDifferentiable(*op) && !absl::StrContains(op->name, ".grad")) names.insert(op->name);
   }
-  EXPECT_THAT(names, ::testing::UnorderedElementsAre(
-                         "adam", "adam_step", "adamw", "all_gather", "all_reduce", "clip_scale", "embedding_backward",
-                         "fill", "global_norm", "layer_norm_backward", "reduce_max", "reduce_scatter",
-                         "rms_norm_backward", "sinusoid", "softmax_backward", "softmax_cross_entropy_backward"));
+  EXPECT_THAT(
+      names, ::testing::UnorderedElementsAre("adam", "adam_step", "adamw", "all_gather", "all_reduce", "clip_scale",
+                                             "embedding_backward", "fill", "flash_attention_backward", "global_norm",
+                                             "layer_norm_backward", "reduce_max", "reduce_scatter", "rms_norm_backward",
+                                             "sinusoid", "softmax_backward", "softmax_cross_entropy_backward"));
 }
 
 TEST(OpTable, RowsWithoutCpuKernel) {
@@ -108,6 +109,18 @@ TEST(OpTable, ErrorsNameOperandFactAndExpectation) {
       {"unmerge_heads", {f32({1, 2, 10})}, {{"heads", int64_t{4}}}, "multiple of heads, 4"},
       {"softmax", {f32({2, 3})}, {{"causal", true}}, "a causal mask needs [..., 1 T, T]"},
       {"softmax", {f32({2, 3})}, {{"window", int64_t{1}}}, "it needs causal=true"},
+      {"flash_attention",
+       {f32({2, 4, 5, 8}), f32({2, 3, 5, 8}), f32({2, 3, 5, 8})},
+       {},
+       "its 3 heads must divide those of q, 4"},
+      {"flash_attention",
+       {f32({2, 4, 5, 8}), f32({2, 4, 6, 8}), f32({2, 4, 6, 8})},
+       {},
+       "operand k is f32[2,4,6,8]; it must be f32[2,4,5,8]"},
+      {"flash_attention",
+       {f32({2, 4, 5, 8}), f32({2, 4, 5, 8}), f32({2, 4, 5, 8})},
+       {{"rate", 0.5}},
+       "attribute rate is 0.5; it needs rng=true"},
       {"layer_norm", {f32({2, 3}), f32({4}), f32({4})}, {}, "operand gamma is f32[4]; its dimensions must be [3]"},
       {"softmax_cross_entropy", {f32({2, 3}), i32({3})}, {}, "operand labels is i32[3]; it must be i32[2]"},
       {"adam_step", {i32({}), f32({}), f32({})}, {}, "operand beta1 is f32[]; it must be f64[]"},

@@ -39,6 +39,16 @@ int64_t CpuGlobalNormWorkspace(absl::Span<const TensorType> operands, absl::Span
   return chunks * ByteSize(DType::kF64);
 }
 
+int64_t CpuAttentionWorkspace(absl::Span<const TensorType> operands, absl::Span<const TensorType>, const Attrs&) {
+  const CpuAttentionTiling tiling = TileCpuAttention(operands[0], operands[1], /*backward=*/false);
+  return tiling.slots * tiling.slot_bytes;
+}
+int64_t CpuAttentionBackwardWorkspace(absl::Span<const TensorType> operands, absl::Span<const TensorType>,
+                                      const Attrs&) {
+  const CpuAttentionTiling tiling = TileCpuAttention(operands[1], operands[2], /*backward=*/true);
+  return tiling.slots * tiling.slot_bytes;
+}
+
 struct WorkspaceRow {
   absl::string_view target;  // Prefix: "cuda" stands for every architecture.
   absl::string_view op;
@@ -50,6 +60,8 @@ constexpr WorkspaceRow kRows[] = {
     {"cpu", "rms_norm_backward", CpuNormBackwardWorkspace},
     {"cpu", "softmax_cross_entropy", CpuLossWorkspace},
     {"cpu", "global_norm", CpuGlobalNormWorkspace},
+    {"cpu", "flash_attention", CpuAttentionWorkspace},
+    {"cpu", "flash_attention_backward", CpuAttentionBackwardWorkspace},
 };
 
 }  // namespace
@@ -101,6 +113,40 @@ CpuMatmulTiling TileCpuMatmul(absl::Span<const TensorType> operands, const Attrs
     const int64_t depth = std::min(t.depth, t.kBlockDepth);
     t.tile_bytes = RoundUp(F32Bytes(rows * depth + depth * cols + rows * cols), kAlignment);
   }
+  return t;
+}
+
+CpuAttentionTiling TileCpuAttention(const TensorType& q, const TensorType& k, bool backward) {
+  constexpr int64_t kVector = 16;
+  CpuAttentionTiling t = {.batch = q.dim(0),
+                          .heads = q.dim(1),
+                          .kv_heads = k.dim(1),
+                          .length = q.dim(2),
+                          .width = q.dim(3),
+                          .f32 = q.dtype == DType::kF32,
+                          .backward = backward};
+  t.queries = std::min(t.length, t.kQueries);
+  t.keys = RoundUp(std::min(t.length, t.kKeys), kVector);
+  t.units = t.batch * (backward ? t.kv_heads : t.heads * CeilDiv(t.length, t.queries));
+  t.slots = std::min(t.units, t.kMaxSlots);
+  int64_t end = 0;
+  const auto take = [&](int64_t elements) {
+    const int64_t at = end;
+    end += RoundUp(elements, kVector);
+    return at;
+  };
+  t.scores = take(t.queries * t.keys);
+  t.products = take(backward ? t.queries * t.keys : 0);
+  t.uniforms = take(t.keys);
+  t.statistics = take(4 * RoundUp(t.queries, kVector));
+  t.sums = take(t.queries * t.width);
+  t.q = take(t.f32 ? 0 : t.queries * t.width);
+  t.dout = take(!t.f32 && backward ? t.queries * t.width : 0);
+  t.k = take(t.f32 ? 0 : t.keys * t.width);
+  t.v = take(t.f32 ? 0 : t.keys * t.width);
+  t.dk = take(!t.f32 && backward ? t.length * t.width : 0);
+  t.dv = take(!t.f32 && backward ? t.length * t.width : 0);
+  t.slot_bytes = RoundUp(F32Bytes(end), kAlignment);
   return t;
 }
 

@@ -29,6 +29,30 @@ struct CpuMatmulTiling {
 };
 CpuMatmulTiling TileCpuMatmul(absl::Span<const TensorType> operands, const Attrs& attrs);
 
+// How the CPU cuts flash_attention and its backward: blocks of queries against blocks of keys, in at most 16 slots that
+// run side by side. A slot takes consecutive units in turn: blocks of queries of one head, or, backward, all heads that
+// share a key-value head.
+struct CpuAttentionTiling {
+  static constexpr int64_t kQueries = 64, kKeys = 256, kMaxSlots = 16;
+
+  int64_t batch, heads, kv_heads, length, width;
+  bool f32, backward;
+  int64_t queries, keys;  // Of one block; the last ones may be smaller. `keys` is a multiple of 16.
+  int64_t units, slots;
+
+  // Scratch of one slot, as elements of f32 from its start, in this order.
+  int64_t scores;      // [queries, keys]
+  int64_t products;    // [queries, keys]; backward alone
+  int64_t uniforms;    // [keys]
+  int64_t statistics;  // 4 x [queries rounded up to 16]
+  int64_t sums;        // [queries, width]; backward: dq of 16-bit operands
+  int64_t q, dout;     // [queries, width]; 16-bit operands, widened
+  int64_t k, v;        // [keys, width]; 16-bit operands, widened
+  int64_t dk, dv;      // [length, width]; backward of 16-bit operands
+  int64_t slot_bytes;
+};
+CpuAttentionTiling TileCpuAttention(const TensorType& q, const TensorType& k, bool backward);
+
 // How the CPU cuts sums over rows: at most 64 chunks of at least 32 rows, each with its own partial sums.
 struct RowChunks {
   int64_t rows;  // Of one chunk; the last may be smaller.

@@ -23,7 +23,7 @@ namespace mt {
 namespace {
 
 using Family = absl::Span<const CpuKernel> (*)();
-constexpr Family kFamilies[] = {CpuMatmulKernels, CpuRowKernels, CpuDataKernels};
+constexpr Family kFamilies[] = {CpuMatmulKernels, CpuRowKernels, CpuAttentionKernels, CpuDataKernels};
 
 class CpuBackend : public Backend {
  public:

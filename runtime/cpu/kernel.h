@@ -22,6 +22,7 @@ struct CpuKernel {
 // Families, each in its own file; listed in runtime/cpu/backend.cc.
 absl::Span<const CpuKernel> CpuMatmulKernels();
 absl::Span<const CpuKernel> CpuRowKernels();  // normalizations, softmax, loss
+absl::Span<const CpuKernel> CpuAttentionKernels();
 absl::Span<const CpuKernel>
 CpuDataKernels();  // shape ops, reductions, embedding, rope, heads, norms, optimizer scalars
 
