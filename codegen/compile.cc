@@ -66,6 +66,7 @@ absl::StatusOr<proto::PlanProto> Compile(std::unique_ptr<Module> module, const C
   ASSIGN_OR_RETURN(const Pipeline pipeline, PipelineOf(options));
   report->pipeline = pipeline.ToString();
   RETURN_IF_ERROR(RunPipeline(*module, pipeline, context, &report->passes));
+  report->warnings = context.warnings;
   report->passes_seconds = SecondsSince(start);
 
   PlanOptions plan_options;

@@ -31,6 +31,7 @@ struct CompileOptions {
 struct CompileReport {
   std::string pipeline;  // Canonical text.
   std::vector<PassReport> passes;
+  std::vector<std::string> warnings;  // Of the passes; one line each.
   PlanTimes times;
   double passes_seconds = 0, verify_seconds = 0, total_seconds = 0;
 };

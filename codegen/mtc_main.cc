@@ -120,6 +120,7 @@ absl::StatusOr<Compiled> CompileSpec(const ParsedArgs& args) {
   ASSIGN_OR_RETURN(compiled.pipeline_steps, PipelineSteps(options));
   ASSIGN_OR_RETURN(std::unique_ptr<Module> module, LoadModel(args.positional(0), model));
   ASSIGN_OR_RETURN(compiled.plan, Compile(std::move(module), options, &compiled.report));
+  for (const std::string& warning : compiled.report.warnings) std::cerr << "warning: " << warning << "\n";
   return compiled;
 }
 

@@ -30,6 +30,8 @@ struct PassContext {
   Roofline roofline;
   std::string target = "cpu";
   std::string dump_dir;  // Empty: no dumps.
+  // What the user should know, though nothing is wrong; one line each. Passes append.
+  std::vector<std::string> warnings;
 };
 
 // One option of a pass, "remat:budget=8GiB". Every kind of attribute but int lists, whose commas the pipeline text

@@ -7,8 +7,8 @@ namespace {
 
 // DCE runs after every pass as well. CSE and canonicalize see the module as built and, again, with its gradients.
 constexpr const PassDef* kOrder[] = {
-    &kDcePass,       &kCanonicalizePass, &kCsePass,  // As built.
-    &kAutodiffPass,  &kCanonicalizePass, &kCsePass,  // With gradients.
+    &kDcePass,       &kCanonicalizePass, &kCsePass,                      // As built.
+    &kFlashPass,     &kAutodiffPass,     &kCanonicalizePass, &kCsePass,  // With gradients.
     &kOptimizerPass,
 };
 

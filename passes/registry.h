@@ -15,6 +15,7 @@ namespace mt {
 extern const PassDef kDcePass;
 extern const PassDef kCanonicalizePass;
 extern const PassDef kCsePass;
+extern const PassDef kFlashPass;
 extern const PassDef kAutodiffPass;
 extern const PassDef kOptimizerPass;
 
