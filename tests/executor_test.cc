@@ -43,6 +43,40 @@ std::string TrainedBits(LoadedPlan& loaded, int64_t steps) {
   return bits + AllStates(*loaded.executor);
 }
 
+std::vector<float> TrainedLosses(const std::string& passes, const std::vector<std::string>& sets, int64_t steps) {
+  ModelOptions options{.batch = 2, .sequence = 40, .vocab_size = 30};
+  options.sets = {"layers=2", "width=32", "heads=4", "dropout=0.2"};
+  options.sets.insert(options.sets.end(), sets.begin(), sets.end());
+  absl::StatusOr<std::unique_ptr<Module>> module = LoadModel("tiny_char", options);
+  CHECK_OK(module.status());
+  absl::StatusOr<proto::PlanProto> plan = Compile(*std::move(module), {.passes = passes});
+  CHECK_OK(plan.status());
+  absl::StatusOr<std::unique_ptr<LoadedPlan>> loaded = LoadForTest(*std::move(plan));
+  CHECK_OK(loaded.status());
+  std::vector<float> losses;
+  for (int64_t step = 0; step < steps; ++step) {
+    CHECK_OK((*loaded)->Prepare(step));
+    (*loaded)->train->Run();
+    losses.push_back(*reinterpret_cast<const float*>((*loaded)->train->FindOutput("loss")->data));
+  }
+  return losses;
+}
+
+// Twenty steps with dropout: the same weights dropped, the same masks, the same gradients.
+TEST(ExecutorTest, FlashLearnsAsTheWrittenOutGraph) {
+  const std::vector<std::string> models[] = {{}, {"kv_heads=2"}, {"attention_window=9"}};
+  for (const std::vector<std::string>& sets : models) {
+    const std::vector<float> written = TrainedLosses("none", sets, 20), flash = TrainedLosses("flash", sets, 20);
+    for (size_t step = 0; step < written.size(); ++step) {
+      EXPECT_NEAR(flash[step], written[step], 1e-5 * written[step]) << "step " << step;
+    }
+    EXPECT_NE(written.front(), written.back());
+  }
+  const std::vector<float> own = TrainedLosses("none", {"attention_window=9"}, 20);
+  const std::vector<float> option = TrainedLosses("flash:window=9", {}, 20);
+  for (size_t step = 0; step < own.size(); ++step) EXPECT_NEAR(option[step], own[step], 1e-5 * own[step]);
+}
+
 TEST(ExecutorTest, TheSameSeedGivesTheSameBits) {
   const proto::PlanProto plan = TinyPlan({"dropout=0.2", "layers=2"});
   ASSERT_OK_AND_ASSIGN(const auto reference, LoadForTest(plan, 1));

@@ -190,6 +190,17 @@ TEST_F(MtcTest, TrainBecomesMtrun) {
   EXPECT_THAT(unknown.err, HasSubstr("--steps"));
 }
 
+TEST_F(MtcTest, WarningsOfPasses) {
+  const Outcome wide = Mtc("compile tiny_char --seq 16 --batch 2 --passes flash:window=15 -o wide.plan");
+  EXPECT_EQ(wide.code, 0) << wide.err;
+  EXPECT_EQ(wide.err, "warning: flash:window=15 reaches over all of T = 16 positions: this is full attention\n");
+  const Outcome narrow = Mtc("compile tiny_char --seq 16 --batch 2 --passes flash:window=T/4 -o narrow.plan");
+  EXPECT_EQ(narrow.code, 0) << narrow.err;
+  EXPECT_EQ(narrow.err, "");
+  EXPECT_THAT(narrow.out, HasSubstr("flash:window=T/4"));
+  ExpectError("compile tiny_char --seq 16 --batch 2 --passes flash:window=0", 2, HasSubstr("window=0 is wrong"));
+}
+
 TEST_F(MtcTest, Documentation) {
   const Outcome models = Mtc("models");
   EXPECT_EQ(models.code, 0) << models.err;
