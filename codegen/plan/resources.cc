@@ -138,8 +138,8 @@ CpuAttentionTiling TileCpuAttention(const TensorType& q, const TensorType& k, bo
   t.scores = take(t.queries * t.keys);
   t.products = take(backward ? t.queries * t.keys : 0);
   t.uniforms = take(t.keys);
-  t.statistics = take(4 * RoundUp(t.queries, kVector));
-  t.sums = take(t.queries * t.width);
+  t.statistics = take((backward ? 2 : 4) * RoundUp(t.queries, kVector));
+  t.sums = take(backward && t.f32 ? 0 : t.queries * t.width);
   t.q = take(t.f32 ? 0 : t.queries * t.width);
   t.dout = take(!t.f32 && backward ? t.queries * t.width : 0);
   t.k = take(t.f32 ? 0 : t.keys * t.width);

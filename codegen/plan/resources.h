@@ -44,7 +44,7 @@ struct CpuAttentionTiling {
   int64_t scores;      // [queries, keys]
   int64_t products;    // [queries, keys]; backward alone
   int64_t uniforms;    // [keys]
-  int64_t statistics;  // 4 x [queries rounded up to 16]
+  int64_t statistics;  // 4 x [queries rounded up to 16]; backward: 2 x
   int64_t sums;        // [queries, width]; backward: dq of 16-bit operands
   int64_t q, dout;     // [queries, width]; 16-bit operands, widened
   int64_t k, v;        // [keys, width]; 16-bit operands, widened
