@@ -1,7 +1,7 @@
 // The row that defines an op, and the signatures of its columns.
 //
-// Everything the general machinery knows about an op is in its row. Machinery (print, parse, verify, CSE, DCE, autodiff,
-// precision, remat, liveness, cost, planner) reads columns and never names an op.
+// Everything the general machinery knows about an op is in its row. Machinery (print, parse, verify, CSE, DCE,
+// autodiff, precision, remat, liveness, cost, planner) reads columns and never names an op.
 #ifndef MT_IR_OP_H_
 #define MT_IR_OP_H_
 
@@ -66,16 +66,17 @@ using InferFn =
 
 // What a gradient rule sees. It sets operand_grads[i] for every i with wants[i]; a rule may leave one invalid: zero.
 struct GradContext {
-  Builder& builder;                        // Adds the backward nodes; its errors are sticky.
-  const Node& node;                        // The forward node being differentiated.
-  absl::Span<const Value> result_grads;    // One a result; invalid where no gradient arrives.
-  const std::vector<bool>& wants;          // One an operand.
-  std::vector<Value>& operand_grads;       // One an operand; same dims as the operand.
+  Builder& builder;                      // Adds the backward nodes; its errors are sticky.
+  const Node& node;                      // The forward node being differentiated.
+  absl::Span<const Value> result_grads;  // One a result; invalid where no gradient arrives.
+  const std::vector<bool>& wants;        // One an operand.
+  std::vector<Value>& operand_grads;     // One an operand; same dims as the operand.
 };
 using GradFn = absl::Status (*)(GradContext& context);
 
 // FLOPs and bytes of one execution, where the default (operands read once, results written once) is not true.
-using CostFn = Cost (*)(absl::Span<const TensorType> operands, absl::Span<const TensorType> results, const Attrs& attrs);
+using CostFn = Cost (*)(absl::Span<const TensorType> operands, absl::Span<const TensorType> results,
+                        const Attrs& attrs);
 
 // (result, operand) pairs that may share a buffer: the result may be written over the operand.
 using InPlaceFn = std::vector<std::pair<int, int>> (*)(absl::Span<const TensorType> operands,
@@ -114,13 +115,13 @@ struct OpDef {
                                                  // without "?" is true.
   absl::Span<const absl::string_view> results;
   absl::Span<const AttrSpec> attrs = {};
-  InferFn infer = nullptr;                       // Required.
-  GradFn grad = nullptr;                         // Null and no expr: not differentiable.
-  ExprFn expr = nullptr;                         // Element-wise rows: instead of grad, cost, in_place and reference.
-  Reference reference = {};                      // Required unless expr or collective.
-  SamplesFn samples = nullptr;                   // Required unless collective.
-  CostFn cost = nullptr;                         // Null: the default.
-  InPlaceFn in_place = nullptr;                  // Null: none (element-wise rows: every operand of the result's type).
+  InferFn infer = nullptr;       // Required.
+  GradFn grad = nullptr;         // Null and no expr: not differentiable.
+  ExprFn expr = nullptr;         // Element-wise rows: instead of grad, cost, in_place and reference.
+  Reference reference = {};      // Required unless expr or collective.
+  SamplesFn samples = nullptr;   // Required unless collective.
+  CostFn cost = nullptr;         // Null: the default.
+  InPlaceFn in_place = nullptr;  // Null: none (element-wise rows: every operand of the result's type).
   Effect effect = Effect::kNone;
   RematPolicy remat = RematPolicy::kPreferRecompute;
   Autocast autocast = Autocast::kFollow;
@@ -156,7 +157,8 @@ const DerivedOp* FindDerivative(const OpDef& op, int index);
 absl::StatusOr<std::vector<std::string>> OperandNames(const OpDef& op, const Attrs& attrs, int64_t count);
 
 // Checks operand count, completes `attrs`, infers. The one way result types come about. Errors: InvalidArgument.
-absl::StatusOr<std::vector<TensorType>> InferTypes(const OpDef& op, absl::Span<const TensorType> operands, Attrs& attrs);
+absl::StatusOr<std::vector<TensorType>> InferTypes(const OpDef& op, absl::Span<const TensorType> operands,
+                                                   Attrs& attrs);
 
 // The row's cost, or the default for it.
 Cost CostOf(const OpDef& op, absl::Span<const TensorType> operands, absl::Span<const TensorType> results,
