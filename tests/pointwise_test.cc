@@ -476,7 +476,9 @@ TEST(PointwiseTest, RandomPrograms) {
       outputs = {values[values.size() - 1], values[values.size() - 2], values[values.size() - 3]};
     }
     const ScalarProgram program = Linearize(outputs);
-    if (trial == 0) EXPECT_GT(program.num_registers, 40);
+    if (trial == 0) {
+      EXPECT_GT(program.num_registers, 40);
+    }
     const TensorType type{DType::kF32, {3, 777}};
     std::vector<Buffer> operands = {Random(type, random), Random({DType::kF32, {777}}, random),
                                     Random({DType::kBF16, {3, 1}}, random), Random({DType::kF32, {}}, random)};
