@@ -3,10 +3,9 @@
 #include <algorithm>
 #include <vector>
 
-#include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "absl/strings/str_join.h"
+#include "codegen/peak.h"
 #include "codegen/plan/plan.h"
 #include "ir/base/units.h"
 #include "nlohmann/json.hpp"
@@ -23,32 +22,29 @@ int64_t Fact(const proto::PlanProto& plan, const std::string& name) {
   return fact == plan.facts().end() ? 0 : fact->second;
 }
 
-// The program that makes the arena as large as it is; the main one where several do.
-const proto::ProgramProto& LargestProgram(const proto::PlanProto& plan) {
-  const proto::ProgramProto* largest = MainProgram(plan);
-  for (const proto::ProgramProto& program : plan.programs()) {
-    if (program.peak_bytes() > largest->peak_bytes()) largest = &program;
-  }
-  return *largest;
-}
-
 std::string PhaseLabel(int phase) { return std::string(PhaseName(static_cast<Phase>(phase))); }
 
+// The live range of one buffer, or of all of them where they share it.
+std::string RangeText(const proto::PlanProto& plan, const LiveTensor& tensor) {
+  const proto::BufferProto& first = plan.buffers(tensor.buffers[0]);
+  if (first.program() == -1) return "always";
+  int begin = first.first(), end = first.last();
+  for (const int b : tensor.buffers) {
+    begin = std::min(begin, plan.buffers(b).first());
+    end = std::max(end, plan.buffers(b).last());
+  }
+  return absl::StrCat(begin, "-", end);
+}
+
 std::string LargestTensors(const proto::PlanProto& plan, const proto::ProgramProto& program, int instruction) {
-  absl::flat_hash_map<int, const proto::TensorProto*> tensor_of;  // By buffer: its first.
-  for (const proto::TensorProto& tensor : program.tensors()) tensor_of.emplace(tensor.buffer(), &tensor);
-  const std::vector<int> live = LiveBuffers(plan, program, instruction);
   std::string text;
-  for (size_t i = 0; i < live.size() && i < kLargest; ++i) {
-    const proto::BufferProto& buffer = plan.buffers(live[i]);
-    const auto tensor = tensor_of.find(live[i]);
-    const std::string type =
-        tensor == tensor_of.end()
-            ? ""
-            : absl::StrCat(tensor->second->type().dtype(), "[", absl::StrJoin(tensor->second->type().dims(), ","), "]");
-    const std::string range = buffer.program() == -1 ? "always" : absl::StrCat(buffer.first(), "-", buffer.last());
-    absl::StrAppendFormat(&text, "  %10s  %-16s %-12s %s  %s\n", FormatBytes(buffer.size_bytes()),
-                          MemoryClassName(buffer.memory_class()), range, buffer.name(), type);
+  const Peak peak = LiveAt(plan, program, instruction);
+  for (size_t i = 0; i < peak.tensors.size() && i < kLargest; ++i) {
+    const LiveTensor& tensor = peak.tensors[i];
+    absl::StrAppendFormat(&text, "  %10s  %-16s %-12s %s  %s", FormatBytes(tensor.bytes),
+                          MemoryClassName(tensor.memory_class), RangeText(plan, tensor), tensor.name, tensor.type);
+    if (tensor.count() > 1) absl::StrAppend(&text, " x ", tensor.count());
+    text += "\n";
   }
   return text;
 }

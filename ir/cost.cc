@@ -37,4 +37,33 @@ double RooflineSeconds(const Cost& cost, const Roofline& roofline) {
                           roofline.bytes_per_second));
 }
 
+double OpSeconds(const OpDef& op, absl::Span<const TensorType> operands, const Attrs& attrs, const Cost& cost,
+                 const Roofline& roofline) {
+  Roofline rates = roofline;
+  if (op.autocast == Autocast::kAlways && !operands.empty()) {
+    const bool is_16_bit = operands[0].dtype == DType::kBF16 || operands[0].dtype == DType::kF16;
+    const AttrValue* attribute = attrs.Find("tf32");
+    const bool* tf32 = attribute == nullptr ? nullptr : std::get_if<bool>(attribute);
+    double rate = 0;
+    if (is_16_bit) {
+      rate = roofline.matmul16_flops_per_second;
+    } else if (tf32 != nullptr && *tf32) {
+      rate = roofline.tf32_flops_per_second;
+    }
+    if (rate > 0) rates.matmul_flops_per_second = rate;
+  }
+  return RooflineSeconds(cost, rates);
+}
+
+double NodeSeconds(const Node& node, const Roofline& roofline) {
+  if (node.is_input() || node.op().is_view) return 0;
+  return OpSeconds(node.op(), node.operand_types(), node.attrs(), NodeCost(node), roofline);
+}
+
+double GraphSeconds(const Graph& graph, const Roofline& roofline) {
+  double seconds = 0;
+  for (const Node* node : graph.Nodes()) seconds += NodeSeconds(*node, roofline);
+  return seconds;
+}
+
 }  // namespace mt
