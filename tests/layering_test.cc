@@ -34,6 +34,7 @@ const std::map<std::string, std::vector<std::string>>& Layers() {
       {"passes", {"proto", "ir", "passes"}},
       {"models", {"proto", "ir", "models"}},
       {"codegen/plan", {"proto", "ir", "codegen/plan"}},
+      {"codegen/cuda", {"proto", "ir", "codegen/plan", "codegen/cuda"}},
       {"codegen", {"proto", "ir", "passes", "models", "codegen"}},
       {"runtime/data", {"ir/base", "runtime/data"}},
       {"runtime", {"proto", "ir", "codegen/plan", "runtime"}},

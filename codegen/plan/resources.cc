@@ -49,19 +49,26 @@ int64_t CpuAttentionBackwardWorkspace(absl::Span<const TensorType> operands, abs
   return tiling.slots * tiling.slot_bytes;
 }
 
+int64_t CpuChunkedLossWorkspace(absl::Span<const TensorType> operands, absl::Span<const TensorType>,
+                                const Attrs& attrs) {
+  return TileCpuChunkedLoss(operands[0], operands[1], attrs).workspace_bytes;
+}
+
 struct WorkspaceRow {
-  absl::string_view target;  // Prefix: "cuda" stands for every architecture.
   absl::string_view op;
   int64_t (*bytes)(absl::Span<const TensorType> operands, absl::Span<const TensorType> results, const Attrs& attrs);
 };
-constexpr WorkspaceRow kRows[] = {
-    {"cpu", "matmul", CpuMatmulWorkspace},
-    {"cpu", "layer_norm_backward", CpuNormBackwardWorkspace},
-    {"cpu", "rms_norm_backward", CpuNormBackwardWorkspace},
-    {"cpu", "softmax_cross_entropy", CpuLossWorkspace},
-    {"cpu", "global_norm", CpuGlobalNormWorkspace},
-    {"cpu", "flash_attention", CpuAttentionWorkspace},
-    {"cpu", "flash_attention_backward", CpuAttentionBackwardWorkspace},
+constexpr WorkspaceRow kCpuRows[] = {
+    {"matmul", CpuMatmulWorkspace},
+    {"layer_norm_backward", CpuNormBackwardWorkspace},
+    {"rms_norm_backward", CpuNormBackwardWorkspace},
+    {"softmax_cross_entropy", CpuLossWorkspace},
+    {"global_norm", CpuGlobalNormWorkspace},
+    {"flash_attention", CpuAttentionWorkspace},
+    {"flash_attention_backward", CpuAttentionBackwardWorkspace},
+    {"chunked_loss", CpuChunkedLossWorkspace},
+    {"chunked_loss_grad", CpuChunkedLossWorkspace},
+    {"chunked_loss_bias_grad", CpuChunkedLossWorkspace},
 };
 
 }  // namespace
@@ -150,14 +157,41 @@ CpuAttentionTiling TileCpuAttention(const TensorType& q, const TensorType& k, bo
   return t;
 }
 
+CpuChunkedLossTiling TileCpuChunkedLoss(const TensorType& x, const TensorType& w, const Attrs& attrs) {
+  CpuChunkedLossTiling t;
+  t.width = x.dim(-1);
+  t.rows = x.num_elements() / t.width;
+  t.vocab = w.dim(0);
+  t.classes = attrs.Int("classes") == 0 ? t.vocab : attrs.Int("classes");
+  t.chunks = attrs.Int("chunks");
+  t.chunk_rows = CeilDiv(t.rows, t.chunks);
+  t.tile_bytes = 0;
+  if (x.dtype != DType::kF32) {
+    constexpr int64_t kRows = CpuMatmulTiling::kBlockRows, kCols = CpuMatmulTiling::kBlockCols;
+    constexpr int64_t kDepth = CpuMatmulTiling::kBlockDepth;
+    t.tile_bytes = F32Bytes(kRows * kDepth + kDepth * kCols + kRows * kCols);
+  }
+  t.logits = 0;
+  t.losses = t.logits + RoundUp(F32Bytes(t.chunk_rows * t.classes), kAlignment);
+  t.scratch = t.losses + RoundUp(F32Bytes(t.rows), kAlignment);
+  t.workspace_bytes = t.scratch + kMaxTiles * t.tile_bytes;
+  return t;
+}
+
 int64_t WorkspaceBytes(absl::string_view target, const OpDef& op, absl::Span<const TensorType> operands,
                        absl::Span<const TensorType> results, const Attrs& attrs) {
-  for (const WorkspaceRow& row : kRows) {
-    if (row.op == op.name && target.substr(0, row.target.size()) == row.target) {
-      return row.bytes(operands, results, attrs);
-    }
+  const absl::StatusOr<Target> parsed = ParseTarget(target);
+  if (!parsed.ok()) return 0;
+  if (parsed->is_cuda()) return CudaWorkspaceBytes(*parsed, op, operands, results, attrs);
+  for (const WorkspaceRow& row : kCpuRows) {
+    if (row.op == op.name) return row.bytes(operands, results, attrs);
   }
   return 0;
+}
+
+bool StagesInputs(absl::string_view target) {
+  const absl::StatusOr<Target> parsed = ParseTarget(target);
+  return parsed.ok() && parsed->is_cuda();
 }
 
 }  // namespace mt

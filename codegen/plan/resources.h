@@ -2,18 +2,27 @@
 #ifndef MT_CODEGEN_PLAN_RESOURCES_H_
 #define MT_CODEGEN_PLAN_RESOURCES_H_
 
+#include <algorithm>
 #include <cstdint>
 
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 #include "ir/op.h"
+#include "ir/target.h"
 
 namespace mt {
 
-// Bytes of workspace for one instruction; 0 for most. Depends on shapes and target alone, never on the machine at hand
-// or the number of its threads: the same plan everywhere.
+// Bytes of workspace for one instruction; 0 for most, and for a target that ParseTarget does not know. Depends on
+// shapes and target alone, never on the machine at hand or the number of its threads: the same plan everywhere.
 int64_t WorkspaceBytes(absl::string_view target, const OpDef& op, absl::Span<const TensorType> operands,
                        absl::Span<const TensorType> results, const Attrs& attrs);
+// The same for a CUDA target: codegen/cuda/resources.cc.
+int64_t CudaWorkspaceBytes(const Target& target, const OpDef& op, absl::Span<const TensorType> operands,
+                           absl::Span<const TensorType> results, const Attrs& attrs);
+
+// Whether a program has a second buffer for each of its data inputs, live throughout: the host puts the next batch
+// there while a step runs. So on CUDA, whose steps the host does not wait for.
+bool StagesInputs(absl::string_view target);
 
 // How the CPU cuts a matmul into tiles that run side by side. f32 operands go to the BLAS as they are; others are
 // widened block by block in the tile's scratch: a [kBlockRows, kBlockDepth], b [kBlockDepth, kBlockCols] and the sum
@@ -52,6 +61,29 @@ struct CpuAttentionTiling {
   int64_t slot_bytes;
 };
 CpuAttentionTiling TileCpuAttention(const TensorType& q, const TensorType& k, bool backward);
+
+// How the CPU runs chunked_loss and its backward: chunk after chunk, each product of a chunk in at most 16 tiles as of
+// a matmul. Operands of 16 bits are widened in a tile's scratch, block by block, as a matmul's are.
+struct CpuChunkedLossTiling {
+  int64_t rows, width, vocab;  // Of x and w.
+  int64_t classes;             // Columns of logits; the rows of w after them are padding.
+  int64_t chunks, chunk_rows;  // chunk_rows: of the largest chunk.
+  // Bytes from the start of the workspace, in this order.
+  int64_t logits;   // [chunk_rows, classes] f32
+  int64_t losses;   // [rows] f32
+  int64_t scratch;  // A tile's: blocks of both operands and of their product; none for f32.
+  int64_t tile_bytes, workspace_bytes;
+
+  // Chunk c: rows [first, first + rows).
+  struct Chunk {
+    int64_t first, rows;
+  };
+  Chunk At(int64_t c) const {
+    const int64_t least = rows / chunks, longer = rows % chunks;
+    return {c * least + std::min(c, longer), least + (c < longer ? 1 : 0)};
+  }
+};
+CpuChunkedLossTiling TileCpuChunkedLoss(const TensorType& x, const TensorType& w, const Attrs& attrs);
 
 // How the CPU cuts sums over rows: at most 64 chunks of at least 32 rows, each with its own partial sums.
 struct RowChunks {

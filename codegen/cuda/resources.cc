@@ -1,0 +1,130 @@
+#include "codegen/cuda/resources.h"
+
+#include <algorithm>
+#include <initializer_list>
+
+#include "codegen/plan/plan.h"
+#include "codegen/plan/resources.h"
+
+namespace mt {
+namespace {
+
+using Types = absl::Span<const TensorType>;
+
+int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// A product of sizes, rounded up to the arena's alignment: one part of a workspace. Past what an arena may hold it
+// stays there, so that sums of parts do not overflow.
+int64_t Part(std::initializer_list<int64_t> factors) {
+  int64_t product = 1;
+  for (const int64_t factor : factors) {
+    if (__builtin_mul_overflow(product, factor, &product) || product > kMaxArenaBytes) return kMaxArenaBytes;
+  }
+  return CeilDiv(product, kPlanAlignment) * kPlanAlignment;
+}
+
+constexpr int64_t kF32 = 4, kF64 = 8;
+
+int64_t Rows(const TensorType& type) { return type.num_elements() / type.dim(-1); }
+
+int64_t Matmul(const Target& target, Types, Types, const Attrs&) { return CublasLtWorkspaceBytes(target); }
+
+// Column sums of dgamma and dbeta (or dgamma alone) of each chunk of rows.
+int64_t NormBackward(const Target&, Types, Types results, const Attrs&) {
+  return Part({CutCudaSum(Rows(results[0])).count, results[0].dim(-1), static_cast<int64_t>(results.size()) - 1, kF32});
+}
+
+// A partial result for each chunk of what is reduced.
+int64_t Reduction(const Target&, Types operands, Types results, const Attrs&) {
+  const int64_t kept = results[0].num_elements();
+  if (kept >= kCudaWideReduction) return 0;
+  const CudaChunks chunks = CutCudaSum(operands[0].num_elements() / kept);
+  return chunks.count == 1 ? 0 : Part({chunks.count, kept, kF32});
+}
+
+// Each row's loss; the rows are summed afterwards.
+int64_t Loss(const Target&, Types operands, Types, const Attrs&) { return Part({operands[1].num_elements(), kF32}); }
+
+// The sum of squares of each chunk of each operand.
+int64_t GlobalNorm(const Target&, Types operands, Types, const Attrs&) {
+  int64_t chunks = 0;
+  for (const TensorType& operand : operands) chunks += CeilDiv(operand.num_elements(), kCudaNormChunk);
+  return Part({chunks, kF64});
+}
+
+// The first and the last sum of each chunk of sorted positions.
+int64_t EmbeddingBackward(const Target&, Types operands, Types results, const Attrs&) {
+  return Part({CeilDiv(operands[1].num_elements(), kCudaEmbeddingChunk), 2, results[0].dim(-1), kF32});
+}
+
+// The forward kernel holds all but its results on the chip: the log-sum-exp is a result, so the plan has it anyway. The
+// backward, deterministic: sum(dout * out) of each query, dq in f32, to which blocks of keys add in their order, and
+// for each block of queries the number of the block of keys whose turn it is. A small head needs none of it; f32
+// results are their own sums.
+int64_t AttentionBackward(const Target&, Types operands, Types results, const Attrs&) {
+  const TensorType &q = operands[1], &dq = results[0];
+  const int64_t length = q.dim(2), width = q.dim(3);
+  if (length * width <= kCudaSmallHead) return 0;
+  return Part({q.dim(0), q.dim(1), length, kF32}) + (dq.dtype == DType::kF32 ? 0 : Part({dq.num_elements(), kF32})) +
+         Part({q.dim(0), q.dim(1), CeilDiv(length, kCudaAttentionKeys), kF32});
+}
+
+// x [rows, C] and w [V, C] at `x`, `x + 1`: one chunk of logits in the dtype of x, which their gradient is written
+// over; each row's loss; the matmuls' workspace; and the chunk sums of a bias's gradient.
+int64_t ChunkedLossAt(const Target& target, const TensorType& x, const TensorType& w, const Attrs& attrs, bool bias) {
+  const int64_t rows = Rows(x), classes = w.dim(0), chunk = CeilDiv(rows, std::max<int64_t>(1, attrs.Int("chunks")));
+  return Part({chunk, classes, ByteSize(x.dtype)}) + Part({rows, kF32}) + CublasLtWorkspaceBytes(target) +
+         (bias ? Part({CutCudaSum(chunk).count, classes, kF32}) : 0);
+}
+int64_t ChunkedLoss(const Target& target, Types operands, Types, const Attrs& attrs) {
+  return ChunkedLossAt(target, operands[0], operands[1], attrs, false);
+}
+int64_t ChunkedLossGrad(const Target& target, Types operands, Types, const Attrs& attrs) {
+  return ChunkedLossAt(target, operands[1], operands[2], attrs, false);
+}
+int64_t ChunkedLossBiasGrad(const Target& target, Types operands, Types, const Attrs& attrs) {
+  return ChunkedLossAt(target, operands[1], operands[2], attrs, true);
+}
+
+// What is not here needs none: element-wise rows, moves of data, softmax and norms forward (a row is held by a block or
+// a cluster), the optimizers, attention forward.
+struct Row {
+  absl::string_view op;
+  int64_t (*bytes)(const Target& target, Types operands, Types results, const Attrs& attrs);
+};
+constexpr Row kRows[] = {
+    {"matmul", Matmul},
+    {"layer_norm_backward", NormBackward},
+    {"rms_norm_backward", NormBackward},
+    {"reduce_sum", Reduction},
+    {"reduce_mean", Reduction},
+    {"reduce_max", Reduction},
+    {"softmax_cross_entropy", Loss},
+    {"global_norm", GlobalNorm},
+    {"embedding_backward", EmbeddingBackward},
+    {"flash_attention_backward", AttentionBackward},
+    {"chunked_loss", ChunkedLoss},
+    {"chunked_loss_grad", ChunkedLossGrad},
+    {"chunked_loss_bias_grad", ChunkedLossBiasGrad},
+};
+
+}  // namespace
+
+int64_t CublasLtWorkspaceBytes(const Target& target) {
+  // 32 MiB are what NVIDIA recommends for Hopper and later, and what split-K needs there; 4 MiB before.
+  return target.sm >= 90 ? int64_t{32} << 20 : int64_t{4} << 20;
+}
+
+CudaChunks CutCudaSum(int64_t length) {
+  const int64_t chunk = std::max<int64_t>(32, CeilDiv(length, 256));
+  return {.length = chunk, .count = CeilDiv(length, chunk)};
+}
+
+int64_t CudaWorkspaceBytes(const Target& target, const OpDef& op, Types operands, Types results, const Attrs& attrs) {
+  for (const Row& row : kRows) {
+    if (row.op == op.name) return row.bytes(target, operands, results, attrs);
+  }
+  return 0;
+}
+
+}  // namespace mt
