@@ -9,6 +9,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "codegen/plan/plan.h"
+#include "codegen/plan/resources.h"
 #include "codegen/schedule.h"
 #include "ir/base/check.h"
 #include "ir/base/status_macros.h"
@@ -36,7 +37,7 @@ class Stopwatch {
 
 std::string ValueName(const Value& value) {
   if (value.node->num_results() == 1) return value.node->name();
-  return absl::StrCat(value.node->name(), ".", value.node->op().results[At(value.index)]);
+  return absl::StrCat(value.node->name(), ".", ResultName(value.node->op(), value.index));
 }
 
 class Planner {
@@ -89,7 +90,7 @@ class Planner {
       buffer.set_name(state.name);
       buffer.set_offset(offset);
       buffer.set_size_bytes(state.type.byte_size());
-      buffer.set_memory_class(state.role == Role::kParameter ? proto::PARAMETERS : proto::OPTIMIZER_STATE);
+      buffer.set_memory_class(StateClass(state.role));
       buffer.set_program(-1);
       RETURN_IF_ERROR(CheckArena(buffer.size_bytes()));
       offset += AlignedBytes(plan_, buffer.size_bytes());
@@ -113,6 +114,7 @@ class Planner {
     std::unique_ptr<Graph> copied;
     if (NeedsDonationCopies(original)) {
       copied = original.Clone();
+      copied->set_made_by("planner");
       RETURN_IF_ERROR(InsertDonationCopies(*copied));
     }
     const Graph& source = copied ? *copied : original;
@@ -169,6 +171,15 @@ class Planner {
           add_buffer(absl::StrCat(node.node->name(), ".workspace"), node.workspace_bytes, at, at, proto::WORKSPACE);
     }
     Emit(graph, order, sharing, plan_buffer, workspaces, program);
+    if (StagesInputs(options_.target)) {
+      for (int v = 0; v < graph.num_inputs; ++v) {
+        const Node& input = *graph.values[At(v)].value.node;
+        if (input.role() != Role::kData) continue;
+        program.mutable_inputs(v)->set_staging(
+            add_buffer(absl::StrCat(input.name(), ".next"), input.result_types()[0].byte_size(), 0,
+                       std::max<int64_t>(static_cast<int64_t>(order.size()), 1) - 1, proto::IO));
+      }
+    }
     if (times_ != nullptr) times_->assign_seconds += watch.Lap();
 
     PackOptions pack = options_.pack;
@@ -249,6 +260,7 @@ class Planner {
       instruction.set_name(node.name());
       instruction.set_phase(std::string(PhaseName(node.phase())));
       instruction.set_recompute(node.recompute_of() != nullptr);
+      instruction.set_made_by(node.made_by());
       if (!entry.is_view) {
         const Cost cost = NodeCost(node);
         instruction.set_flops(cost.flops);

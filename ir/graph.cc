@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <queue>
 
 #include "absl/container/flat_hash_map.h"
@@ -66,7 +67,7 @@ class Fingerprinter {
   uint64_t hash_ = 0xcbf29ce484222325u;
 };
 
-constexpr absl::string_view kRoleNames[] = {"data", "step", "parameter", "optimizer_state"};
+constexpr absl::string_view kRoleNames[] = {"data", "step", "parameter", "optimizer_state", "gradient"};
 constexpr absl::string_view kPhaseNames[] = {"forward", "backward", "optimizer"};
 constexpr absl::string_view kStageNames[] = {"forward", "training", "optimized"};
 
@@ -90,6 +91,7 @@ std::unique_ptr<Graph> Graph::Clone() const {
   auto clone = std::make_unique<Graph>(name_);
   clone->stage_ = stage_;
   clone->phase_ = phase_;
+  clone->made_by_ = made_by_;
   clone->next_id_ = next_id_;
   absl::flat_hash_map<const Node*, Node*> copies;
   for (const auto& [id, node] : nodes_) {
@@ -149,6 +151,7 @@ absl::StatusOr<Node*> Graph::AddNode(const OpDef& op, absl::Span<const Value> op
   node->op_ = &op;
   node->phase_ = phase_;
   node->name_ = std::string(name);
+  node->made_by_ = made_by_;
   node->attrs_ = std::move(attrs);
   node->operands_.assign(operands.begin(), operands.end());
   node->result_types_ = *std::move(results);
@@ -161,6 +164,7 @@ absl::StatusOr<Node*> Graph::AddNode(const OpDef& op, absl::Span<const Value> op
 absl::StatusOr<Node*> Graph::CloneNode(const Node& node, absl::Span<const Value> operands, bool recompute) {
   ASSIGN_OR_RETURN(Node * copy, AddNode(node.op(), operands, node.attrs(), node.name()));
   copy->phase_ = node.phase();
+  copy->made_by_ = node.made_by();
   if (recompute) copy->recompute_of_ = node.recompute_of() != nullptr ? node.recompute_of() : &node;
   return copy;
 }
@@ -314,6 +318,8 @@ std::string Init::ToString() const {
       return "ones";
     case Kind::kNormal:
       return absl::StrCat("normal(", AttrValueToString(stddev), ")");
+    case Kind::kConstant:
+      return absl::StrCat("constant(", AttrValueToString(value), ")");
   }
   return "";
 }
@@ -328,14 +334,22 @@ absl::StatusOr<Init> ParseInit(absl::string_view text) {
       return Init{.kind = Init::Kind::kNormal, .stddev = stddev};
     }
   }
-  return absl::InvalidArgumentError(
-      absl::StrCat("\"", text, "\" is not an initial value; expected zeros, ones or normal(STDDEV)"));
+  inside = text;
+  if (absl::ConsumePrefix(&inside, "constant(") && absl::ConsumeSuffix(&inside, ")")) {
+    double value = 0;
+    if (absl::SimpleAtod(inside, &value) && std::abs(value) < 1e30) {
+      return Init{.kind = Init::Kind::kConstant, .value = value};
+    }
+  }
+  return absl::InvalidArgumentError(absl::StrCat(
+      "\"", text, "\" is not an initial value; expected zeros, ones, normal(STDDEV) or constant(VALUE)"));
 }
 
 std::unique_ptr<Module> Module::Clone() const {
   auto clone = std::make_unique<Module>(name_);
   clone->states_ = states_;
   clone->facts_ = facts_;
+  clone->made_by_ = made_by_;
   for (const auto& graph : graphs_) clone->graphs_.push_back(graph->Clone());
   return clone;
 }
@@ -348,7 +362,7 @@ absl::Status Module::AddState(State state) {
   }
   if (!IsState(state.role)) {
     return absl::InvalidArgumentError(absl::StrCat("state ", state.name, " has role ", RoleName(state.role),
-                                                   "; expected parameter or optimizer_state"));
+                                                   "; expected parameter, optimizer_state or gradient"));
   }
   if (state.logical_dims.empty()) state.logical_dims = state.type.dims;
   states_.push_back(std::move(state));
@@ -368,8 +382,14 @@ Graph* Module::AddGraph(absl::string_view name) { return AddGraph(std::make_uniq
 
 Graph* Module::AddGraph(std::unique_ptr<Graph> graph) {
   CHECK(FindGraph(graph->name()) == nullptr) << graph->name();
+  graph->set_made_by(made_by_);
   graphs_.push_back(std::move(graph));
   return graphs_.back().get();
+}
+
+void Module::set_made_by(absl::string_view pass) {
+  made_by_ = std::string(pass);
+  for (const auto& graph : graphs_) graph->set_made_by(pass);
 }
 
 Graph* Module::FindGraph(absl::string_view name) const {

@@ -41,11 +41,11 @@ struct Value {
 };
 
 // What an input is. Data: batches from the loader. Step: scalars that mtrun sets each step (StepInputs). The others are
-// states of the module.
-enum class Role : uint8_t { kData, kStep, kParameter, kOptimizerState };
-absl::string_view RoleName(Role role);  // "data", "step", "parameter", "optimizer_state"
+// states of the module; gradients: sums over the microbatches of a step.
+enum class Role : uint8_t { kData, kStep, kParameter, kOptimizerState, kGradient };
+absl::string_view RoleName(Role role);  // "data", "step", "parameter", "optimizer_state", "gradient"
 std::optional<Role> ParseRole(absl::string_view name);
-inline bool IsState(Role role) { return role == Role::kParameter || role == Role::kOptimizerState; }
+inline bool IsState(Role role) { return role >= Role::kParameter; }
 
 enum class Phase : uint8_t { kForward, kBackward, kOptimizer };
 absl::string_view PhaseName(Phase phase);  // "forward", "backward", "optimizer"
@@ -73,6 +73,8 @@ class Node {
   }  // Path in the model ("h0.attn.qkv"); inputs: unique, the state's name.
   Phase phase() const { return phase_; }
   const Node* recompute_of() const { return recompute_of_; }  // The node this one repeats, or null.
+  // Name of the pass that made it, "" for the model's builder; for reports: no part of text, fingerprint or equality.
+  const std::string& made_by() const { return made_by_; }
   const Attrs& attrs() const { return attrs_; }               // Complete: defaults filled in.
   absl::Span<const Value> operands() const { return operands_; }
   absl::Span<const TensorType> result_types() const { return result_types_; }
@@ -92,6 +94,7 @@ class Node {
   Phase phase_ = Phase::kForward;
   const Node* recompute_of_ = nullptr;
   std::string name_;
+  std::string made_by_;
   Attrs attrs_;
   std::vector<Value> operands_;
   std::vector<TensorType> result_types_;
@@ -119,13 +122,16 @@ class Graph {
   // The phase that AddNode gives to new nodes.
   void set_phase(Phase phase) { phase_ = phase; }
   Phase phase() const { return phase_; }
+  // The Node::made_by that AddNode gives to new nodes; the pass manager sets it.
+  void set_made_by(absl::string_view pass) { made_by_ = std::string(pass); }
 
   // Errors: InvalidArgument (duplicate name, bad type).
   absl::StatusOr<Value> AddInput(absl::string_view name, const TensorType& type, Role role);
   // Completes `attrs`, infers the result types. Errors: InvalidArgument, prefixed with op and name.
   absl::StatusOr<Node*> AddNode(const OpDef& op, absl::Span<const Value> operands, Attrs attrs,
                                 absl::string_view name = "");
-  // A copy of `node` with other operands, marked recompute_of `node` if `recompute`; phase, name and attributes kept.
+  // A copy of `node` with other operands, marked recompute_of `node` if `recompute`; phase, name, made_by and
+  // attributes kept.
   absl::StatusOr<Node*> CloneNode(const Node& node, absl::Span<const Value> operands, bool recompute);
 
   Node* FindInput(absl::string_view name) const;  // Null where there is none.
@@ -166,6 +172,7 @@ class Graph {
   std::string name_;
   Stage stage_ = Stage::kForward;
   Phase phase_ = Phase::kForward;
+  std::string made_by_;
   int64_t next_id_ = 0;
   std::map<int64_t, std::unique_ptr<Node>> nodes_;  // By id.
   std::vector<Node*> inputs_;
@@ -174,11 +181,14 @@ class Graph {
 
 // How a state starts. Weights come from (seed, name, element): see InitialValue in ir/initial_value.h.
 struct Init {
-  enum class Kind : uint8_t { kZeros, kOnes, kNormal };
+  enum class Kind : uint8_t { kZeros, kOnes, kNormal, kConstant };
   Kind kind = Kind::kZeros;
   double stddev = 0;             // kNormal
-  std::string ToString() const;  // "zeros", "ones", "normal(0.02)"
-  friend bool operator==(const Init& a, const Init& b) { return a.kind == b.kind && a.stddev == b.stddev; }
+  double value = 0;              // kConstant
+  std::string ToString() const;  // "zeros", "ones", "normal(0.02)", "constant(65536.0)"
+  friend bool operator==(const Init& a, const Init& b) {
+    return a.kind == b.kind && a.stddev == b.stddev && a.value == b.value;
+  }
 };
 absl::StatusOr<Init> ParseInit(absl::string_view text);
 
@@ -209,6 +219,8 @@ class Module {
   Graph* AddGraph(absl::string_view name);  // REQUIRES: no such graph yet.
   Graph* AddGraph(std::unique_ptr<Graph> graph);
   Graph* FindGraph(absl::string_view name) const;
+  // Graph::set_made_by of all graphs, also of those that AddGraph will add.
+  void set_made_by(absl::string_view pass);
   const std::vector<std::unique_ptr<Graph>>& graphs() const { return graphs_; }
 
   // Facts about the model that tools print and the runtime checks: "vocab_size", "sequence", "batch", "layers", ...
@@ -223,6 +235,7 @@ class Module {
   std::string name_;
   std::vector<State> states_;
   std::vector<std::unique_ptr<Graph>> graphs_;
+  std::string made_by_;
   std::map<std::string, int64_t> facts_;
 };
 

@@ -61,9 +61,11 @@ absl::Status RunPipeline(Module& module, const Pipeline& pipeline, PassContext& 
     const Stage before = train->stage();
     if (!pass.any_stage) RETURN_IF_ERROR(CheckStage(pass, pass.requires_stage, before, "needs"));
 
+    module.set_made_by(pass.name);
     const auto start = std::chrono::steady_clock::now();
     absl::StatusOr<bool> claim = pass.run(module, pipeline.steps[i].options, context);
     const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+    module.set_made_by("");
     if (!claim.ok()) return Annotate(claim.status(), label);
 
     const uint64_t after = module.Fingerprint();

@@ -138,6 +138,27 @@ TEST(GraphTest, RecomputeIsMarkedAndForgetsARemovedOriginal) {
   EXPECT_OK(VerifyGraph(chain.graph));
 }
 
+// Who made a node is known to clones and to nothing else.
+TEST(GraphTest, NodesRememberWhatMadeThem) {
+  Chain chain;
+  EXPECT_EQ(chain.a.node->made_by(), "");
+  const uint64_t before = chain.graph.Fingerprint();
+  chain.graph.set_made_by("remat");
+  ASSERT_OK_AND_ASSIGN(const Node* node, chain.graph.AddNode(*FindOp("neg"), {chain.c}, {}, "d"));
+  EXPECT_EQ(node->made_by(), "remat");
+  ASSERT_OK_AND_ASSIGN(const Node* copy, chain.graph.CloneNode(*chain.a.node, chain.a.node->operands(), true));
+  EXPECT_EQ(copy->made_by(), "") << "a clone keeps what it was";
+  const std::unique_ptr<Graph> clone = chain.graph.Clone();
+  EXPECT_EQ(clone->Nodes().at(4)->made_by(), "remat");
+
+  Chain same;
+  EXPECT_EQ(same.graph.Fingerprint(), before);
+  ASSERT_OK(same.graph.AddNode(*FindOp("neg"), {same.c}, {}, "d"));
+  ASSERT_OK(same.graph.CloneNode(*same.a.node, same.a.node->operands(), true));
+  EXPECT_EQ(same.graph.Fingerprint(), chain.graph.Fingerprint());
+  EXPECT_EQ(Print(same.graph), Print(chain.graph));
+}
+
 TEST(ModuleTest, StatesFactsAndGraphs) {
   Module module("m");
   ASSERT_OK(module.AddState({.name = "w", .type = {DType::kF32, {64, 8}}, .logical_dims = {50, 8}}));
