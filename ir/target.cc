@@ -9,7 +9,7 @@
 namespace mt {
 namespace {
 
-struct Row {
+struct TargetRow {
   absl::string_view name;
   Target::Device device;
   int sm;
@@ -19,7 +19,7 @@ struct Row {
 
 // sm_90 is measured on an H200 (CUDA 13.0, matmuls of 8192^3, a copy of 4 GiB). The other GPUs are the data sheet's
 // dense rates of a typical card, times what the H200 reaches of its own: 0.79 of matmuls, 0.89 of the bandwidth.
-constexpr Row kRows[] = {
+constexpr TargetRow kRows[] = {
     {"cpu",
      Target::Device::kCpu,
      0,
@@ -81,8 +81,8 @@ constexpr Row kRows[] = {
 };
 constexpr absl::string_view kCuda = "cuda", kCudaDefault = "cuda:sm_90";
 
-const Row& RowOf(const Target& target) {
-  for (const Row& row : kRows) {
+const TargetRow& RowOf(const Target& target) {
+  for (const TargetRow& row : kRows) {
     if (row.device == target.device && row.sm == target.sm) return row;
   }
   return kRows[0];
@@ -92,7 +92,7 @@ const Row& RowOf(const Target& target) {
 
 absl::StatusOr<Target> ParseTarget(absl::string_view text) {
   std::vector<std::string> names = {"cpu", std::string(kCuda)};
-  for (const Row& row : kRows) {
+  for (const TargetRow& row : kRows) {
     if (row.name == (text == kCuda ? kCudaDefault : text)) return Target{row.device, row.sm};
     if (row.device == Target::Device::kCuda) names.emplace_back(row.name);
   }
