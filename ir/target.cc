@@ -82,17 +82,17 @@ constexpr TargetRow kRows[] = {
 constexpr absl::string_view kCuda = "cuda", kCudaDefault = "cuda:sm_90";
 
 const TargetRow& RowOf(const Target& target) {
-  for (const TargetRow& row : kTargets) {
+  for (const TargetRow& row : kRows) {
     if (row.device == target.device && row.sm == target.sm) return row;
   }
-  return kTargets[0];
+  return kRows[0];
 }
 
 }  // namespace
 
 absl::StatusOr<Target> ParseTarget(absl::string_view text) {
   std::vector<std::string> names = {"cpu", std::string(kCuda)};
-  for (const TargetRow& row : kTargets) {
+  for (const TargetRow& row : kRows) {
     if (row.name == (text == kCuda ? kCudaDefault : text)) return Target{row.device, row.sm};
     if (row.device == Target::Device::kCuda) names.emplace_back(row.name);
   }
