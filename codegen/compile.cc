@@ -3,13 +3,15 @@
 #include <chrono>
 #include <utility>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "codegen/plan/plan.h"
 #include "codegen/plan/plan_verifier.h"
+#include "ir/base/check.h"
 #include "ir/base/flags.h"
 #include "ir/base/status_macros.h"
 #include "ir/base/units.h"
+#include "ir/cost.h"
+#include "ir/target.h"
 #include "passes/pipeline.h"
 
 namespace mt {
@@ -20,15 +22,6 @@ using Clock = std::chrono::steady_clock;
 double SecondsSince(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 }  // namespace
-
-absl::StatusOr<Roofline> TargetRoofline(absl::string_view target) {
-  // Two cores of a current server CPU.
-  if (target == "cpu") return Roofline{.matmul_flops_per_second = 2e11, .bytes_per_second = 2e10};
-  if (target == "cuda" || absl::StartsWith(target, "cuda:")) {
-    return absl::UnimplementedError(absl::StrCat("target ", target, " does not exist yet; use --target cpu"));
-  }
-  return absl::InvalidArgumentError(absl::StrCat("target ", target, " is not known; use --target cpu"));
-}
 
 absl::StatusOr<MemoryPlan> PlanMemory(const Module& module, absl::string_view target) {
   PlanOptions options;
@@ -47,50 +40,106 @@ absl::StatusOr<MemoryPlan> PlanMemory(const Module& module, absl::string_view ta
 }
 
 absl::StatusOr<Pipeline> PipelineOf(const CompileOptions& options) {
-  ASSIGN_OR_RETURN(Pipeline pipeline, ParsePipeline(options.passes, options.target));
+  ASSIGN_OR_RETURN(const Target target, ParseTarget(options.target));
+  ASSIGN_OR_RETURN(Pipeline pipeline, ParsePipeline(options.passes, target.ToString()));
   RETURN_IF_ERROR(pipeline.SetOption("optimizer", "kind", options.optimizer));
   return pipeline;
+}
+
+int64_t MicrobatchesOf(const Pipeline& pipeline) {
+  for (const PipelineStep& step : pipeline.steps) {
+    if (step.pass == &kAccumulatePass) return step.options.Int("microbatches");
+  }
+  return 1;
+}
+
+namespace {
+
+// Nothing may be of a dtype that the target's kernels do not compute in.
+absl::Status CheckDTypes(const Module& module, const Target& target) {
+  const auto check = [&](const TensorType& type, absl::string_view what) {
+    if (target.Computes(type.dtype)) return absl::OkStatus();
+    return absl::InvalidArgumentError(absl::StrCat("target ", target.ToString(), " does not compute in ",
+                                                   DTypeName(type.dtype), ", the dtype of ", what,
+                                                   "; use fp16 instead of bf16 in --passes"));
+  };
+  for (const State& state : module.states()) RETURN_IF_ERROR(check(state.type, absl::StrCat("state ", state.name)));
+  for (const auto& graph : module.graphs()) {
+    for (const Node* node : graph->Nodes()) {
+      for (const TensorType& type : node->result_types()) {
+        RETURN_IF_ERROR(check(type, absl::StrCat("node \"", node->name(), "\" of graph @", graph->name())));
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
+// A step of the optimizer: its microbatches, then the update where that is a graph of its own.
+double StepSeconds(const Module& module, const Roofline& roofline, int64_t microbatches) {
+  double seconds = 0;
+  if (const Graph* train = module.FindGraph("train")) {
+    seconds += static_cast<double>(microbatches) * GraphSeconds(*train, roofline);
+  }
+  if (const Graph* apply = module.FindGraph("apply")) seconds += GraphSeconds(*apply, roofline);
+  return seconds;
+}
+
+}  // namespace
+
+absl::StatusOr<proto::PlanProto> PassesAndPlan(std::unique_ptr<Module> module, const CompileOptions& options,
+                                               CompileReport& report) {
+  const Clock::time_point start = Clock::now();
+  ASSIGN_OR_RETURN(const Target target, ParseTarget(options.target));
+  const std::string target_text = target.ToString();
+  PassContext context;
+  context.roofline = TargetRoofline(target);
+  context.target = target_text;
+  context.dump_dir = options.dump_dir;
+  context.plan_memory = [&](const Module& m) { return PlanMemory(m, target_text); };
+  ASSIGN_OR_RETURN(report.pipeline, PipelineOf(options));
+  report.pipeline.KeepWhatApplies(*module);
+  RETURN_IF_ERROR(RunPipeline(*module, report.pipeline, context, &report.passes));
+  report.warnings = context.warnings;
+  RETURN_IF_ERROR(CheckDTypes(*module, target));
+  report.passes_seconds = SecondsSince(start);
+  report.step_seconds = StepSeconds(*module, context.roofline, MicrobatchesOf(report.pipeline));
+
+  PlanOptions plan_options;
+  plan_options.target = target_text;
+  ASSIGN_OR_RETURN(proto::PlanProto plan, PlanModule(*module, plan_options, &report.times));
+  plan.set_passes(report.pipeline.ToString());
+  plan.set_compiler(absl::StrCat("mtc ", Version()));
+  for (const auto& [name, note] : options.notes) (*plan.mutable_notes())[name] = note;
+  report.total_seconds = SecondsSince(start);
+  return plan;
 }
 
 absl::StatusOr<proto::PlanProto> Compile(std::unique_ptr<Module> module, const CompileOptions& options,
                                          CompileReport* report) {
   CompileReport unused;
   if (report == nullptr) report = &unused;
+  ASSIGN_OR_RETURN(proto::PlanProto plan, PassesAndPlan(std::move(module), options, *report));
   const Clock::time_point start = Clock::now();
-
-  PassContext context;
-  ASSIGN_OR_RETURN(context.roofline, TargetRoofline(options.target));
-  context.target = options.target;
-  context.dump_dir = options.dump_dir;
-  context.plan_memory = [&](const Module& m) { return PlanMemory(m, options.target); };
-  ASSIGN_OR_RETURN(const Pipeline pipeline, PipelineOf(options));
-  report->pipeline = pipeline.ToString();
-  RETURN_IF_ERROR(RunPipeline(*module, pipeline, context, &report->passes));
-  report->warnings = context.warnings;
-  report->passes_seconds = SecondsSince(start);
-
-  PlanOptions plan_options;
-  plan_options.target = options.target;
-  ASSIGN_OR_RETURN(proto::PlanProto plan, PlanModule(*module, plan_options, &report->times));
-  plan.set_passes(report->pipeline);
-  plan.set_compiler(absl::StrCat("mtc ", Version()));
-  for (const auto& [name, note] : options.notes) (*plan.mutable_notes())[name] = note;
-
-  const Clock::time_point verify_start = Clock::now();
   const absl::Status verified = VerifyPlan(plan);
   if (!verified.ok()) {
     return absl::InternalError(absl::StrCat("the plan of ", plan.model(), " does not hold: ", verified.message()));
   }
-  report->verify_seconds = SecondsSince(verify_start);
-  report->total_seconds = SecondsSince(start);
+  report->verify_seconds = SecondsSince(start);
+  report->total_seconds += report->verify_seconds;
   plan.set_compile_seconds(report->total_seconds);
-  if (options.memory_bytes && plan.arena_bytes() > *options.memory_bytes) {
-    return absl::ResourceExhaustedError(absl::StrCat("the plan of ", plan.model(), " needs ",
-                                                     FormatBytes(plan.arena_bytes()), " (", plan.arena_bytes(),
-                                                     " bytes), --memory allows ", FormatBytes(*options.memory_bytes),
-                                                     " (", *options.memory_bytes, " bytes); reduce --batch or --seq"));
+  const int64_t needs = NeededBytes(plan);
+  if (options.memory_bytes && needs > *options.memory_bytes) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "the plan of ", plan.model(), " needs ", FormatBytes(needs), " (", needs, " bytes), --memory allows ",
+        FormatBytes(*options.memory_bytes), " (", *options.memory_bytes, " bytes); reduce --batch or --seq"));
   }
   return plan;
+}
+
+int64_t NeededBytes(const proto::PlanProto& plan) {
+  const absl::StatusOr<Target> target = ParseTarget(plan.target());
+  CHECK(target.ok()) << target.status();
+  return plan.arena_bytes() + ContextBytes(*target);
 }
 
 }  // namespace mt

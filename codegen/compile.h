@@ -24,32 +24,41 @@ struct CompileOptions {
   std::string passes = "default";            // Pipeline text.
   std::string optimizer = "adamw";           // Or "adam".
   std::string dump_dir;                      // Empty: no dumps.
-  std::optional<int64_t> memory_bytes;       // The arena may not be larger.
+  std::optional<int64_t> memory_bytes;       // The arena and the target's context may not be larger.
   std::map<std::string, std::string> notes;  // Copied into the plan.
 };
 
 struct CompileReport {
-  std::string pipeline;  // Canonical text.
+  Pipeline pipeline;  // What ran.
   std::vector<PassReport> passes;
   std::vector<std::string> warnings;  // Of the passes; one line each.
   PlanTimes times;
   double passes_seconds = 0, verify_seconds = 0, total_seconds = 0;
+  double step_seconds = 0;  // Estimate of a step: each op at the target's roofline, one after the other.
 };
-
-// The bytes per second and FLOP/s that passes weigh with; a constant for each target, so that plans do not depend on
-// the machine that compiles. Errors: Unimplemented for a target that does not exist yet.
-absl::StatusOr<Roofline> TargetRoofline(absl::string_view target);
 
 // Order, offsets and bytes of a module: PassContext::plan_memory.
 absl::StatusOr<MemoryPlan> PlanMemory(const Module& module, absl::string_view target);
 
-// What runs for these options: the passes of the text and those that always run, with the optimizer set.
+// What runs for these options: the passes of the text and those that always run, with the optimizer set. Compile leaves
+// out what `default` names and the module has nothing for.
 absl::StatusOr<Pipeline> PipelineOf(const CompileOptions& options);
 
-// Runs the pipeline, plans, verifies the plan. Errors: InvalidArgument (pipeline text, contradiction), Unimplemented
-// (target), ResourceExhausted (larger than memory_bytes; names both), Internal (our bug). `report` may be null.
+// How many microbatches make up a batch: ModelOptions::microbatches. 1 where the pipeline does not accumulate.
+int64_t MicrobatchesOf(const Pipeline& pipeline);
+
+// Runs the pipeline and plans; the plan is not verified. Errors: InvalidArgument (target, pipeline text, contradiction,
+// a dtype that the target does not compute in), Internal (our bug).
+absl::StatusOr<proto::PlanProto> PassesAndPlan(std::unique_ptr<Module> module, const CompileOptions& options,
+                                               CompileReport& report);
+
+// The same, with the plan verified and held against memory_bytes. Errors: also ResourceExhausted (larger than
+// memory_bytes; names both). `report` may be null.
 absl::StatusOr<proto::PlanProto> Compile(std::unique_ptr<Module> module, const CompileOptions& options,
                                          CompileReport* report = nullptr);
+
+// What a plan takes of the device: the arena and the target's context. REQUIRES: a verified plan.
+int64_t NeededBytes(const proto::PlanProto& plan);
 
 }  // namespace mt
 

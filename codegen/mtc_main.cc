@@ -2,12 +2,14 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <iostream>
 #include <memory>
+#include <optional>
 #include <string>
 #include <system_error>
 #include <utility>
@@ -18,19 +20,24 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
+#include "codegen/choose.h"
 #include "codegen/compile.h"
 #include "codegen/doctor.h"
+#include "codegen/fit.h"
 #include "codegen/inspect.h"
 #include "codegen/plan/plan.h"
+#include "codegen/report/report.h"
 #include "ir/base/file.h"
 #include "ir/base/flags.h"
 #include "ir/base/hash.h"
+#include "ir/base/memory.h"
 #include "ir/base/paths.h"
 #include "ir/base/status_macros.h"
 #include "ir/base/tools.h"
 #include "ir/base/units.h"
 #include "ir/describe.h"
 #include "ir/op.h"
+#include "ir/target.h"
 #include "models/model.h"
 #include "nlohmann/json.hpp"
 #include "passes/describe.h"
@@ -75,11 +82,11 @@ absl::StatusOr<CorpusFacts> ReadCorpusFacts(const std::string& folder) {
 struct Compiled {
   proto::PlanProto plan;
   CompileReport report;
-  std::string pipeline_steps;  // One a line, for --print-pipeline.
+  std::string answer;  // How --batch max or --memory was answered.
 };
 
-absl::StatusOr<std::string> PipelineSteps(const CompileOptions& options) {
-  ASSIGN_OR_RETURN(const Pipeline pipeline, PipelineOf(options));
+// One a line, for --print-pipeline.
+std::string PipelineSteps(const Pipeline& pipeline) {
   std::string text;
   for (const PipelineStep& step : pipeline.steps) {
     std::vector<std::string> values;
@@ -95,32 +102,84 @@ absl::StatusOr<std::string> PipelineSteps(const CompileOptions& options) {
   return text;
 }
 
-absl::StatusOr<Compiled> CompileSpec(const ParsedArgs& args) {
-  ModelOptions model;
-  CompileOptions options;
-  options.target = args.String("target");
-  RETURN_IF_ERROR(TargetRoofline(options.target));
-  options.passes = args.String("passes");
+// What the command line asks for, but for the batch where that is "max".
+absl::StatusOr<Job> JobOf(const ParsedArgs& args) {
+  Job job{.spec = args.positional(0)};
+  ModelOptions& model = job.model;
+  CompileOptions& options = job.options;
+  ASSIGN_OR_RETURN(const Target target, ParseTarget(args.String("target")));
+  options.target = target.ToString();
   options.optimizer = args.String("optimizer");
-  options.dump_dir = args.String("dump-dir");
-  options.memory_bytes = args.OptionalBytes("memory");
   model.batch = args.OptionalInt("batch");
   model.sequence = args.OptionalInt("seq");
   model.sets = args.Strings("set");
   // What mtrun prints where the plan must be compiled again.
-  options.notes["spec"] = args.positional(0);
+  options.notes["spec"] = job.spec;
   options.notes["optimizer"] = options.optimizer;
+  ASSIGN_OR_RETURN(const bool is_raw_graph, IsRawGraph(job.spec));
+  if (is_raw_graph) options.notes["shapes"] = "fixed";
   if (!model.sets.empty()) options.notes["sets"] = absl::StrJoin(model.sets, ",");
   if (args.Has("data")) {
     ASSIGN_OR_RETURN(const CorpusFacts corpus, ReadCorpusFacts(args.String("data")));
     model.vocab_size = corpus.vocab_size;
     options.notes["tokenizer_hash"] = corpus.tokenizer_hash;
   }
+  return job;
+}
+
+// Memory that a plan may take.
+struct Memory {
+  int64_t bytes = 0;
+  std::string source;  // Who allows it.
+};
+
+// What --memory says, or, for --batch max without it, what this machine has. A part of that is left to the process.
+absl::StatusOr<std::optional<Memory>> MemoryOf(const ParsedArgs& args, const Job& job, bool is_needed) {
+  if (const std::optional<int64_t> bytes = args.OptionalBytes("memory")) return Memory{*bytes, "--memory allows"};
+  if (!is_needed) return std::nullopt;
+  ASSIGN_OR_RETURN(const Target target, ParseTarget(job.options.target));
+  if (target.is_cuda()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--batch max needs the memory of the ", job.options.target, " device: --memory 24GiB"));
+  }
+  constexpr int64_t kProcessBytes = int64_t{64} << 20;
+  const int64_t available = AvailableMemoryBytes();
+  return Memory{std::max<int64_t>(available - available / 20 - kProcessBytes, 0), "this machine has to give"};
+}
+
+// "batch    146, the largest that fits 44.0 GiB: 147 would be 312.4 MiB short".
+std::string BatchAnswer(const FitResult& fit, const Memory& memory) {
+  const std::string next =
+      fit.next > 0 ? absl::StrCat(fit.next, " would be ", FormatBytes(fit.short_bytes), " short") : fit.limit;
+  return absl::StrCat("batch    ", fit.largest, ", the largest that fits ", FormatBytes(memory.bytes), "; ", next,
+                      "\n");
+}
+
+absl::StatusOr<Compiled> CompileSpec(const ParsedArgs& args) {
+  ASSIGN_OR_RETURN(Job job, JobOf(args));
+  job.options.passes = args.String("passes");
+  RETURN_IF_ERROR(PipelineOf(job.options).status());
+  const bool largest_batch = args.String("batch") == "max";
+  ASSIGN_OR_RETURN(const std::optional<Memory> memory, MemoryOf(args, job, largest_batch));
   Compiled compiled;
-  ASSIGN_OR_RETURN(compiled.pipeline_steps, PipelineSteps(options));
-  ASSIGN_OR_RETURN(std::unique_ptr<Module> module, LoadModel(args.positional(0), model));
-  ASSIGN_OR_RETURN(compiled.plan, Compile(std::move(module), options, &compiled.report));
+  if (largest_batch) {
+    ASSIGN_OR_RETURN(const FitResult fit, FitLargest(job, FitAxis::kBatch, memory->bytes));
+    job.model.batch = fit.largest > 0 ? fit.largest : fit.next;
+    compiled.answer = BatchAnswer(fit, *memory);
+  } else if (memory && !args.Has("passes")) {
+    ASSIGN_OR_RETURN(const Choice choice, ChoosePasses(job, memory->bytes));
+    if (choice.chosen >= 0) {
+      job.options.passes = choice.candidates[static_cast<size_t>(choice.chosen)].passes;
+      compiled.answer = FormatChoice(choice, job.options.target, memory->bytes);
+    }
+  }
+  job.options.dump_dir = args.String("dump-dir");
+  ASSIGN_OR_RETURN(std::unique_ptr<Module> module, LoadModule(job));
+  ASSIGN_OR_RETURN(compiled.plan, Compile(std::move(module), job.options, &compiled.report));
   for (const std::string& warning : compiled.report.warnings) std::cerr << "warning: " << warning << "\n";
+  if (memory && NeededBytes(compiled.plan) > memory->bytes) {
+    return DoesNotFit(job, compiled.plan, compiled.report.step_seconds, memory->bytes, memory->source);
+  }
   return compiled;
 }
 
@@ -132,7 +191,8 @@ std::string FileStem(const proto::PlanProto& plan) {
 }
 
 void PrintCompiled(const ParsedArgs& args, const Compiled& compiled) {
-  if (args.Bool("print-pipeline")) std::cout << "pipeline\n" << compiled.pipeline_steps << "\n";
+  if (!compiled.answer.empty()) std::cout << compiled.answer << "\n";
+  if (args.Bool("print-pipeline")) std::cout << "pipeline\n" << PipelineSteps(compiled.report.pipeline) << "\n";
   std::cout << PlanTable(compiled.plan);
 }
 
@@ -175,6 +235,16 @@ absl::Status Inspect(const ParsedArgs& args) {
   } else {
     ASSIGN_OR_RETURN(compiled, CompileSpec(args));
   }
+  const struct {
+    const char* flag;
+    std::string (*make)(const proto::PlanProto&);
+  } reports[] = {{"html", PlanHtml},
+                  {"svg", PlanSvg},
+                  {"memory-viz",
+                   absl::EndsWith(args.String("memory-viz"), ".json") ? PlanSnapshotJson : PlanSnapshotPickle}};
+  for (const auto& report : reports) {
+    if (args.Has(report.flag)) RETURN_IF_ERROR(WriteFile(args.String(report.flag), report.make(compiled.plan)));
+  }
   if (args.Bool("json")) {
     std::cout << PlanJson(compiled.plan);
   } else if (args.Bool("text")) {
@@ -182,6 +252,100 @@ absl::Status Inspect(const ParsedArgs& args) {
   } else {
     PrintCompiled(args, compiled);
     if (!compiled.report.passes.empty()) std::cout << "\n" << FormatPassReports(compiled.report.passes);
+  }
+  return absl::OkStatus();
+}
+
+// One answer of mtc fit.
+struct Answer {
+  FitAxis axis;
+  std::string passes;  // As asked.
+  FitResult fit;
+};
+
+nlohmann::ordered_json FitJson(const Job& job, const Target& target, int64_t memory_bytes, const proto::ModelSpec& spec,
+                               const std::vector<Answer>& answers) {
+  nlohmann::ordered_json rows = nlohmann::ordered_json::array();
+  for (const Answer& answer : answers) {
+    const FitResult& fit = answer.fit;
+    const bool is_batch = answer.axis == FitAxis::kBatch;
+    nlohmann::ordered_json row = {{"passes", fit.passes}, {"asked", answer.passes}, {"of", is_batch ? "batch" : "seq"}};
+    row["batch"] = is_batch ? fit.largest : *job.model.batch;
+    row["seq"] = is_batch ? job.model.sequence.value_or(spec.max_sequence()) : fit.largest;
+    row["needs_bytes"] = fit.needs_bytes;
+    row["step_seconds"] = fit.step_seconds;
+    if (fit.next > 0) {
+      row["next"] = {{"size", fit.next}, {"needs_bytes", fit.next_needs_bytes}, {"short_bytes", fit.short_bytes}};
+    } else {
+      row["next"] = nullptr;
+      row["limit"] = fit.limit;
+    }
+    nlohmann::ordered_json planned = nlohmann::ordered_json::array();
+    for (const auto& [size, bytes] : fit.planned) planned.push_back({{"size", size}, {"needs_bytes", bytes}});
+    row["planned"] = planned;
+    row["monotone"] = fit.monotone;
+    row["seconds"] = fit.seconds;
+    rows.push_back(row);
+  }
+  return {{"model", spec.name()},
+          {"target", target.ToString()},
+          {"memory_bytes", memory_bytes},
+          {"context_bytes", ContextBytes(target)},
+          {"rows", rows}};
+}
+
+// "23.8 GiB", at a width of its own so that columns line up.
+std::string FitTable(const std::vector<Answer>& answers, FitAxis axis, absl::string_view title) {
+  std::string text = absl::StrFormat("\n%10s %12s  %-34s %12s  passes\n", title, "needs", "the next", "step (est.)");
+  for (const Answer& answer : answers) {
+    if (answer.axis != axis) continue;
+    const FitResult& fit = answer.fit;
+    const std::string next = fit.next > 0
+                                 ? absl::StrFormat("%d needs %s: %s short", fit.next, FormatBytes(fit.next_needs_bytes),
+                                                   FormatBytes(fit.short_bytes))
+                                 : "none larger can be built";
+    absl::StrAppendFormat(&text, "%10d %12s  %-34s %12s  %s\n", fit.largest,
+                          fit.largest > 0 ? FormatBytes(fit.needs_bytes) : "-", next,
+                          fit.largest > 0 ? absl::StrFormat("%.2f ms", fit.step_seconds * 1e3) : "-", fit.passes);
+  }
+  return text;
+}
+
+absl::Status Fit(const ParsedArgs& args) {
+  ASSIGN_OR_RETURN(Job job, JobOf(args));
+  const std::optional<int64_t> memory = args.OptionalBytes("memory");
+  if (!memory) return absl::InvalidArgumentError("--memory is needed: what the model has to fit in, such as 24GiB");
+  if (job.model.batch && job.model.sequence) {
+    return absl::InvalidArgumentError(
+        "--batch and --seq are both given: nothing is left to fit; leave one out, or ask mtc compile with --memory");
+  }
+  ASSIGN_OR_RETURN(const Target target, ParseTarget(job.options.target));
+  ASSIGN_OR_RETURN(const proto::ModelSpec spec, LoadSpec(job.spec, job.model));
+  std::vector<std::string> pipelines = args.Strings("passes");
+  if (pipelines.empty()) pipelines = FitPipelines(job);
+  std::vector<Answer> answers;
+  for (const std::string& passes : pipelines) {
+    job.options.passes = passes;
+    const FitAxis axis = job.model.batch ? FitAxis::kSequence : FitAxis::kBatch;
+    absl::StatusOr<FitResult> fit = FitLargest(job, axis, *memory);
+    if (!fit.ok()) return Annotate(fit.status(), absl::StrCat("--passes=", passes));
+    answers.push_back({axis, passes, *std::move(fit)});
+  }
+  if (args.Bool("json")) {
+    std::cout << FitJson(job, target, *memory, spec, answers)
+                     .dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace)
+              << "\n";
+    return absl::OkStatus();
+  }
+  const int64_t context = ContextBytes(target);
+  std::cout << "model    " << spec.name() << "\n"
+            << "target   " << target.ToString() << "\n"
+            << "memory   " << FormatBytes(*memory)
+            << (context > 0 ? absl::StrCat(", of which ", FormatBytes(context), " are the context") : "") << "\n";
+  if (job.model.batch) {
+    std::cout << FitTable(answers, FitAxis::kSequence, absl::StrCat("longest at batch ", *job.model.batch));
+  } else {
+    std::cout << FitTable(answers, FitAxis::kBatch, "batch");
   }
   return absl::OkStatus();
 }
@@ -319,6 +483,7 @@ absl::Status Run(const ParsedArgs& args) {
   if (args.command() == "compile") return CompileCommand(args);
   if (args.command() == "inspect") return Inspect(args);
   if (args.command() == "train") return Train(args);
+  if (args.command() == "fit") return Fit(args);
   if (args.command() == "models") return Models();
   if (args.command() == "passes") return PassesCommand(args);
   if (args.command() == "ops") return OpsCommand(args);

@@ -16,6 +16,7 @@
 #include "ir/graph.h"
 #include "ir/graph_io.h"
 #include "ir/op.h"
+#include "ir/target.h"
 
 namespace mt {
 namespace {
@@ -88,6 +89,8 @@ class PlanVerifier {
                  "; compile it again with mtc compile");
     }
     if (plan_.target().empty()) return Bad("it names no target");
+    const absl::StatusOr<Target> target = ParseTarget(plan_.target());
+    if (!target.ok()) return Bad(target.status().message());
     const int64_t a = plan_.alignment();
     if (a < 1 || a > (int64_t{1} << 20) || (a & (a - 1)) != 0) {
       return Bad("alignment ", a, "; expected a power of two up to 2^20");
@@ -174,7 +177,7 @@ class PlanVerifier {
       if (!role || !IsState(*role)) {
         return Bad("state \"", name, "\": role \"", placement.state().role(), "\" is not a state's");
       }
-      const proto::MemoryClass expected = *role == Role::kParameter ? proto::PARAMETERS : proto::OPTIMIZER_STATE;
+      const proto::MemoryClass expected = StateClass(*role);
       if (plan_.buffers(placement.buffer()).memory_class() != expected) {
         return Bad("state \"", name, "\" is a ", placement.state().role(), ", its buffer's class ",
                    MemoryClassName(plan_.buffers(placement.buffer()).memory_class()));
@@ -358,7 +361,30 @@ class PlanVerifier {
           return Bad(what, ": its buffer is that of input ", Name(other));
         }
         Define(input.tensor());
+        const bool staged = *role == Role::kData && StagesInputs(plan_.target());
+        if (input.has_staging() != staged) {
+          return Bad(what, staged ? " lacks" : " has", " a staging buffer; target ", plan_.target(), " has ",
+                     staged ? "one for each data input" : "none for it");
+        }
+        if (staged) RETURN_IF_ERROR(CheckStaging(input, what));
       }
+      return absl::OkStatus();
+    }
+
+    // A buffer of its own for the next batch, there throughout.
+    absl::Status CheckStaging(const proto::ProgramInput& input, const std::string& what) {
+      const int b = input.staging();
+      if (!InRange(b, plan_.buffers_size())) return Bad(what, ": staging buffer ", b, " of ", plan_.buffers_size());
+      const proto::BufferProto& buffer = plan_.buffers(b);
+      const int last = std::max(program_.instructions_size(), 1) - 1;
+      if (buffer.program() != index_ || buffer.memory_class() != proto::IO || parent_.owned_[static_cast<size_t>(b)]) {
+        return Bad(what, ": ", parent_.BufferName(b), " is not a staging buffer of this program alone");
+      }
+      if (buffer.first() != 0 || buffer.last() != last || buffer.size_bytes() < type(input.tensor()).byte_size()) {
+        return Bad(what, ": ", parent_.BufferName(b), " stages ", type(input.tensor()).byte_size(),
+                   " bytes; it must hold them from 0 to ", last);
+      }
+      parent_.owned_[static_cast<size_t>(b)] = true;
       return absl::OkStatus();
     }
 

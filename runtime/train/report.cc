@@ -14,10 +14,10 @@
 #include "absl/strings/strip.h"
 #include "codegen/plan/plan.h"
 #include "ir/base/flags.h"
+#include "ir/base/memory.h"
 #include "ir/base/status_macros.h"
 #include "ir/base/units.h"
 #include "runtime/cpu/blas.h"
-#include "runtime/cpu/memory.h"
 #include "runtime/cpu/thread_pool.h"
 #include "runtime/data/safetensors.h"
 
@@ -63,6 +63,7 @@ std::string StepLine(const StepMetrics& m, int64_t steps, double seconds_left, i
   }
   absl::StrAppendFormat(&line, " | loss %.4f ppl %.2f | lr %.2e | gnorm %.2f | %s tok/s | %s", m.loss, std::exp(m.loss),
                         m.lr, m.grad_norm, Rate(m.tokens_per_second), FormatBytes(arena_bytes));
+  if (m.loss_scale) absl::StrAppendFormat(&line, " | scale %g%s", *m.loss_scale, m.skipped ? ", skipped" : "");
   if (seconds_left >= 0) absl::StrAppend(&line, " | ETA ", FormatDuration(seconds_left));
   return line;
 }
@@ -105,13 +106,18 @@ absl::Status MetricsFile::Append(const Json& line) {
 
 Json StepJson(const StepMetrics& m) {
   // The CPU's peak is not known, so there is no share of it to state.
-  return {{"step", m.step},
-          {"loss", Number(m.loss)},
-          {"lr", m.lr},
-          {"grad_norm", Number(m.grad_norm)},
-          {"step_seconds", m.step_seconds},
-          {"tokens_per_second", m.tokens_per_second},
-          {"mfu", nullptr}};
+  Json json = {{"step", m.step},
+               {"loss", Number(m.loss)},
+               {"lr", m.lr},
+               {"grad_norm", Number(m.grad_norm)},
+               {"step_seconds", m.step_seconds},
+               {"tokens_per_second", m.tokens_per_second},
+               {"mfu", nullptr}};
+  if (m.loss_scale) {
+    json["loss_scale"] = *m.loss_scale;
+    json["skipped"] = m.skipped;
+  }
+  return json;
 }
 
 Json MemoryJson(const Executor& executor, const std::optional<Measurement>& measurement, int64_t process_bytes,

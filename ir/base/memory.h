@@ -1,6 +1,6 @@
 // What the operating system says about memory.
-#ifndef MT_RUNTIME_CPU_MEMORY_H_
-#define MT_RUNTIME_CPU_MEMORY_H_
+#ifndef MT_IR_BASE_MEMORY_H_
+#define MT_IR_BASE_MEMORY_H_
 
 #include <cstdint>
 
@@ -11,4 +11,4 @@ int64_t AvailableMemoryBytes();
 
 }  // namespace mt
 
-#endif  // MT_RUNTIME_CPU_MEMORY_H_
+#endif  // MT_IR_BASE_MEMORY_H_
