@@ -5,8 +5,10 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "codegen/peak.h"
 #include "codegen/plan/plan.h"
+#include "codegen/tally.h"
 #include "ir/base/units.h"
 #include "nlohmann/json.hpp"
 
@@ -34,6 +36,37 @@ std::string RangeText(const proto::PlanProto& plan, const LiveTensor& tensor) {
     end = std::max(end, plan.buffers(b).last());
   }
   return absl::StrCat(begin, "-", end);
+}
+
+// "f32 87 %, bf16 13 %" of each class that has bytes.
+std::string DTypesLine(const proto::PlanProto& plan) {
+  const ClassDTypes dtypes = DTypesOf(plan, *MainProgram(plan));
+  std::vector<std::string> parts;
+  for (int c = 0; c < kNumMemoryClasses; ++c) {
+    const std::string text = DTypesText(dtypes[static_cast<size_t>(c)]);
+    if (!text.empty()) parts.push_back(absl::StrCat(MemoryClassName(MemoryClassAt(c)), " ", text));
+  }
+  return absl::StrJoin(parts, "; ");
+}
+
+// What the program repeats and what that costs, by kind of op; "" where it repeats nothing.
+std::string RecomputedOps(const proto::PlanProto& plan, const proto::ProgramProto& program) {
+  const Recomputation again = RecomputationOf(plan, program);
+  if (again.count == 0) return "";
+  const auto share = [&](double seconds) {
+    return again.program_seconds > 0 ? 100 * seconds / again.program_seconds : 0.0;
+  };
+  std::string text =
+      absl::StrFormat("  recomputed: %s ops, %.3f GFLOP, %s read and written, %.1f %% of the time (estimate)\n",
+                      FormatCount(again.count), static_cast<double>(again.flops) * 1e-9, FormatBytes(again.bytes),
+                      share(again.seconds));
+  for (size_t i = 0; i < again.ops.size() && i < kLargest; ++i) {
+    const Recomputed& op = again.ops[i];
+    absl::StrAppendFormat(&text, "  %6d x  %5.2f %%  %10.3f GFLOP  %10s  %s %s\n", op.count, share(op.seconds),
+                          static_cast<double>(op.flops) * 1e-9, FormatBytes(op.bytes), op.op, op.name);
+  }
+  if (again.ops.size() > kLargest) absl::StrAppend(&text, "  and ", again.ops.size() - kLargest, " more kinds\n");
+  return text;
 }
 
 std::string LargestTensors(const proto::PlanProto& plan, const proto::ProgramProto& program, int instruction) {
@@ -83,6 +116,25 @@ std::string PlanJson(const proto::PlanProto& plan) {
                                   {"peak_instruction", summary.peak_name},
                                   {"instructions", summary.instructions}};
   }
+  const Padding padding = PaddingOf(plan);
+  const Recomputation again = RecomputationOf(plan, *MainProgram(plan));
+  Json recomputed = Json::array();
+  for (const Recomputed& op : again.ops) {
+    recomputed.push_back({{"op", op.op},
+                          {"node", op.name},
+                          {"made_by", op.made_by},
+                          {"count", op.count},
+                          {"flops", op.flops},
+                          {"bytes", op.bytes},
+                          {"seconds", op.seconds}});
+  }
+  const ClassDTypes class_dtypes = DTypesOf(plan, *MainProgram(plan));
+  Json dtypes = Json::object();
+  for (int c = 0; c < kNumMemoryClasses; ++c) {
+    Json of_class = Json::object();
+    for (const auto& [dtype, bytes] : class_dtypes[static_cast<size_t>(c)]) of_class[dtype] = bytes;
+    dtypes[std::string(MemoryClassName(MemoryClassAt(c)))] = of_class;
+  }
   const Json json = {
       {"model", {{"name", plan.model()}, {"parameters", Fact(plan, "parameters")}}},
       {"target", plan.target()},
@@ -94,11 +146,20 @@ std::string PlanJson(const proto::PlanProto& plan) {
         {"lower_bound_bytes", plan.lower_bound_bytes()},
         {"proof", plan.proof()},
         {"persistent_bytes", plan.persistent_bytes()},
+        {"padding_bytes", padding.state_bytes},
+        {"alignment_bytes", padding.alignment_bytes},
         {"by_class", by_class},
         {"by_phase", by_phase},
         {"by_program", by_program},
         {"peak_instruction", absl::StrCat(largest.name(), " ", at_peak.peak_name)}}},
+      {"dtypes", dtypes},
       {"recomputed_ops", main.recomputed},
+      {"recomputed",
+       {{"flops", again.flops},
+        {"bytes", again.bytes},
+        {"seconds", again.seconds},
+        {"program_seconds", again.program_seconds},
+        {"ops", recomputed}}},
       {"flops", main.flops},
       {"bytes", main.bytes},
       {"instructions", main.instructions},
@@ -117,6 +178,11 @@ std::string PlanTable(const proto::PlanProto& plan) {
   absl::StrAppendFormat(&text, "arena    %s (%s bytes), %s\n", FormatBytes(plan.arena_bytes()),
                         FormatCount(plan.arena_bytes()),
                         ProofText(plan.arena_bytes(), plan.lower_bound_bytes(), plan.proof()));
+  if (const int64_t padding = PaddingOf(plan).state_bytes; padding > 0) {
+    absl::StrAppendFormat(&text, "padding  %s of the states (%s bytes), always zero\n", FormatBytes(padding),
+                          FormatCount(padding));
+  }
+  absl::StrAppend(&text, "dtypes   ", DTypesLine(plan), "\n");
   for (const proto::ProgramProto& program : plan.programs()) {
     const ProgramSummary summary = Summarize(plan, program);
     absl::StrAppendFormat(&text, "\n%s: %s at %s\n", program.name(), FormatBytes(summary.peak_bytes),
@@ -148,6 +214,7 @@ std::string PlanTable(const proto::PlanProto& plan) {
     row("sum", Sum(summary.at_peak), [](const PhaseSummary& phase) { return phase.live_bytes; });
     row("written", -1, [](const PhaseSummary& phase) { return phase.written_bytes; });
     absl::StrAppend(&text, "  largest live at the peak\n", LargestTensors(plan, program, summary.peak_instruction));
+    text += RecomputedOps(plan, program);
   }
   return text;
 }
