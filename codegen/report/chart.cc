@@ -234,7 +234,7 @@ std::string Timeline(const proto::PlanProto& plan, const proto::ProgramProto& pr
 }  // namespace
 
 std::string ValidText(absl::string_view text) {
-  static constexpr absl::string_view kReplacement = "\xEF\xBF\xBD";
+  static constexpr char kReplacement[] = "\xEF\xBF\xBD";
   std::string out;
   out.reserve(text.size());
   for (size_t i = 0; i < text.size();) {
