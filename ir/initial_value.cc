@@ -10,7 +10,8 @@ namespace mt {
 
 void InitialValues(const Init& init, uint64_t seed, absl::string_view name, int64_t first, absl::Span<float> out) {
   if (init.kind != Init::Kind::kNormal) {
-    for (float& value : out) value = init.kind == Init::Kind::kOnes ? 1.0f : 0.0f;
+    const double constant = init.kind == Init::Kind::kConstant ? init.value : init.kind == Init::Kind::kOnes ? 1 : 0;
+    for (float& value : out) value = static_cast<float>(constant);
     return;
   }
   const uint64_t hash = Fnv1a(name);

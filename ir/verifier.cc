@@ -262,6 +262,9 @@ absl::Status VerifyState(const State& state) {
   if (!std::isfinite(state.init.stddev) || state.init.stddev < 0) {
     return Broken("state ", state.name, ": standard deviation ", state.init.stddev, "; expected a finite one >= 0");
   }
+  if (!std::isfinite(state.init.value)) {
+    return Broken("state ", state.name, ": initial value ", state.init.value, "; expected a finite one");
+  }
   return absl::OkStatus();
 }
 

@@ -1,5 +1,7 @@
 // Reverse-mode differentiation of the train graph, from the rows.
+#include <algorithm>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/algorithm/container.h"
@@ -12,6 +14,15 @@
 
 namespace mt {
 namespace {
+
+// An output that stands for the loss: fp16's, scaled.
+constexpr absl::string_view kScaledLoss = "scaled_loss";
+// Attributes of rows: an operand that the result is summed into, and a result in f32.
+constexpr absl::string_view kAccumulator = "accumulator", kF32Result = "f32_result";
+
+bool TakesAttr(const OpDef& op, absl::string_view name) {
+  return absl::c_any_of(op.attrs, [&](const AttrSpec& spec) { return spec.name == name; });
+}
 
 bool HasDerivedRows(const OpDef& op) { return op.is_element_wise() && op.results.size() == 1; }
 
@@ -32,22 +43,25 @@ class Differentiator {
   explicit Differentiator(Graph& graph) : graph_(graph), builder_(graph), order_(graph.TopologicalOrder()) {}
 
   absl::Status Run() {
-    const Output* loss = graph_.FindOutput("loss");
+    const Output* loss = graph_.FindOutput(kScaledLoss);
+    if (loss == nullptr) loss = graph_.FindOutput("loss");
     if (loss == nullptr) {
       return absl::InvalidArgumentError(absl::StrCat("graph @", graph_.name(), " has no output \"loss\""));
     }
-    const TensorType& type = loss->value.type();
+    const Value seed = loss->value;
+    const TensorType& type = seed.type();
     if (type.rank() != 0 || !IsFloat(type.dtype)) {
       return absl::InvalidArgumentError(
-          absl::StrCat("output \"loss\" is ", type.ToString(), "; expected a floating-point scalar"));
+          absl::StrCat("output \"", loss->name, "\" is ", type.ToString(), "; expected a floating-point scalar"));
     }
-    FindPath(loss->value.node);
+    FindPath(seed.node);
+    CountReaders();
     const Phase phase = graph_.phase();
     graph_.set_phase(Phase::kBackward);
     builder_.set_path("loss.grad");
-    gradients_[loss->value] = builder_.Op("fill", {}, {{"dims", IntList{}}, {"value", 1.0}, {"dtype", type.dtype}});
-    held_.insert(gradients_[loss->value].node);
-    named_.insert(gradients_[loss->value].node);
+    gradients_[seed] = builder_.Op("fill", {}, {{"dims", IntList{}}, {"value", 1.0}, {"dtype", type.dtype}});
+    held_.insert(gradients_[seed].node);
+    named_.insert(gradients_[seed].node);
     absl::Status status = builder_.status();
     for (auto node = order_.rbegin(); status.ok() && node != order_.rend(); ++node) {
       if (!(*node)->is_input() && path_.contains(*node)) status = Differentiate(**node);
@@ -84,6 +98,29 @@ class Differentiator {
         if (active.contains(operand) && IsDifferentiable(*node, i) && path_.insert(operand).second) {
           todo.push_back(operand);
         }
+      }
+    }
+  }
+
+  // A parameter's casts do nothing to a gradient: the gradients of all their readers are summed at the parameter, in
+  // its dtype.
+  static Value Home(Value value) {
+    Value at = value;
+    while (!at.node->is_input() && IsTransparent(*at.node)) at = at.node->operands()[0];
+    return at.node->is_input() && at.node->role() == Role::kParameter ? at : value;
+  }
+  static bool IsTransparent(const Node& node) {
+    if (!HasDerivedRows(node.op()) || node.operands().size() != 1) return false;
+    const DerivedOp* derived = FindDerivative(node.op(), 0);
+    return derived != nullptr && derived->is_identity && node.operands()[0].type().dims == node.result_types()[0].dims;
+  }
+
+  void CountReaders() {
+    for (const Node* node : path_) {
+      if (node->is_input() || (IsTransparent(*node) && Home(node->result()) != node->result())) continue;
+      for (size_t i = 0; i < node->operands().size(); ++i) {
+        const Value home = Home(node->operands()[i]);
+        if (home.node->is_input() && IsDifferentiable(*node, i)) ++readers_[home];
       }
     }
   }
@@ -172,21 +209,22 @@ class Differentiator {
   // Adds operand_grads[i] to the gradient of `value`: into the accumulator of the op that makes it, where it has one
   // and nothing else needs the op's result by itself, else by an add. The wider type holds the sum.
   absl::Status Contribute(Value value, std::vector<Value>& operand_grads, size_t i) {
+    const Value home = Home(value);
+    const auto readers = readers_.find(home);
+    const bool is_summed = readers != readers_.end() && readers->second > 1;
+    if (is_summed && gradients_.find(home) == gradients_.end()) {
+      RETURN_IF_ERROR(Widen(home.type().dtype, operand_grads, i));
+    }
     const Value gradient = operand_grads[i];
-    const auto [at, is_first] = gradients_.emplace(value, gradient);
+    const auto [at, is_first] = gradients_.emplace(home, gradient);
     Value& sum = at->second;
     if (!is_first && Accumulates(gradient, sum) && absl::c_count(operand_grads, gradient) == 1) {
       Node* maker = gradient.node;
       std::vector<Value> operands(maker->operands().begin(), maker->operands().end());
       operands.push_back(sum);
       Attrs attrs = maker->attrs();
-      attrs.Set("accumulator", true);
-      ASSIGN_OR_RETURN(Node * accumulating, graph_.AddNode(maker->op(), operands, std::move(attrs), maker->name()));
-      for (Value& other : operand_grads) {
-        if (other.node == maker) other.node = accumulating;
-      }
-      named_.erase(maker);
-      graph_.RemoveNode(maker);
+      attrs.Set(kAccumulator, true);
+      ASSIGN_OR_RETURN(Node * accumulating, Remake(maker, operands, std::move(attrs), operand_grads));
       sum = accumulating->result();
     } else if (!is_first) {
       const bool sum_is_wider = ByteSize(sum.type().dtype) >= ByteSize(gradient.type().dtype);
@@ -198,14 +236,52 @@ class Differentiator {
     return absl::OkStatus();
   }
 
-  // True if the op that makes `gradient` can take `sum` as its accumulator and is new: nobody reads its results and no
-  // gradient holds one. It must not read `sum` besides: the accumulator's buffer is written.
+  // The first part of a sum in `to`: the op that makes operand_grads[i] gives it so where it can, before any rounding.
+  absl::Status Widen(DType to, std::vector<Value>& operand_grads, size_t i) {
+    Value& gradient = operand_grads[i];
+    if (gradient.type().dtype == to) return absl::OkStatus();
+    Node* maker = gradient.node;
+    if (to == DType::kF32 && IsNew(*maker) && gradient.index == 0 && TakesAttr(maker->op(), kF32Result) &&
+        absl::c_count(operand_grads, gradient) == 1) {
+      Attrs attrs = maker->attrs();
+      attrs.Set(kF32Result, true);
+      return Remake(maker, maker->operands(), std::move(attrs), operand_grads).status();
+    }
+    gradient = builder_.Cast(gradient, to);
+    return builder_.status();
+  }
+
+  // The node `maker`, which nobody reads yet, with other operands and attributes; in `values` the new one stands for
+  // it.
+  absl::StatusOr<Node*> Remake(Node* maker, absl::Span<const Value> operands, Attrs attrs, std::vector<Value>& values) {
+    ASSIGN_OR_RETURN(Node * made, graph_.AddNode(maker->op(), operands, std::move(attrs), maker->name()));
+    for (Value& value : values) {
+      if (value.node == maker) value.node = made;
+    }
+    named_.erase(maker);
+    graph_.RemoveNode(maker);
+    return made;
+  }
+
+  // A backward node whose results nobody reads and no gradient holds.
+  bool IsNew(const Node& node) const {
+    return node.phase() == Phase::kBackward && !held_.contains(&node) && node.uses().empty();
+  }
+
+  // True if the op that makes `gradient` is new and can take `sum` as its accumulator. It must not read `sum` besides:
+  // the accumulator's buffer is written.
   bool Accumulates(Value gradient, Value sum) const {
     const Node& maker = *gradient.node;
-    return maker.phase() == Phase::kBackward && !held_.contains(&maker) && maker.uses().empty() &&
-           maker.op().has_accumulator && !maker.attrs().Bool("accumulator") && gradient.index == 0 &&
-           gradient.type() == sum.type() &&
-           absl::c_none_of(maker.operands(), [&](Value operand) { return BehindViews(operand) == BehindViews(sum); });
+    if (!IsNew(maker) || !maker.op().has_accumulator || maker.attrs().Bool(kAccumulator) || gradient.index != 0 ||
+        absl::c_any_of(maker.operands(), [&](Value operand) { return BehindViews(operand) == BehindViews(sum); })) {
+      return false;
+    }
+    std::vector<TensorType> types = maker.operand_types();
+    types.push_back(sum.type());
+    Attrs attrs = maker.attrs();
+    attrs.Set(kAccumulator, true);
+    const absl::StatusOr<std::vector<TensorType>> results = InferTypes(maker.op(), types, attrs);
+    return results.ok() && (*results)[0] == sum.type();
   }
 
   static Value BehindViews(Value value) {
@@ -214,6 +290,11 @@ class Differentiator {
   }
 
   absl::Status AddOutputs() {
+    std::vector<Output> outputs = graph_.outputs();
+    outputs.erase(
+        std::remove_if(outputs.begin(), outputs.end(), [](const Output& output) { return output.name == kScaledLoss; }),
+        outputs.end());
+    graph_.SetOutputs(std::move(outputs));
     for (Node* input : graph_.inputs()) {
       if (input->role() != Role::kParameter) continue;
       const auto gradient = gradients_.find(input->result());
@@ -231,6 +312,7 @@ class Differentiator {
   Builder builder_;
   const std::vector<Node*> order_;  // Of the forward graph.
   absl::flat_hash_set<const Node*> path_;
+  absl::flat_hash_map<Value, int64_t> readers_;  // Parameters -> how many gradients they get.
   absl::flat_hash_map<Value, Value> gradients_;  // Value -> d loss / d value, as far as it has been summed.
   absl::flat_hash_set<const Node*> held_;        // The nodes that made them.
   absl::flat_hash_set<const Node*> named_;       // Backward nodes that have their name.

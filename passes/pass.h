@@ -60,6 +60,7 @@ struct PassDef {
   double tolerance = 0;           // How far results may move, relative; 0: bitwise equal.
   absl::Span<const absl::string_view> also_known_as = {};  // For did-you-mean: "gradient_checkpointing".
   bool always_on = false;                                  // Runs in every pipeline and cannot be named in --passes.
+  bool (*applies)(const Module& module) = nullptr;
   PassFn run = nullptr;
 };
 

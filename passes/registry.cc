@@ -7,8 +7,9 @@ namespace {
 
 // DCE runs after every pass as well. CSE and canonicalize see the module as built and, again, with its gradients.
 constexpr const PassDef* kOrder[] = {
-    &kDcePass,       &kCanonicalizePass, &kCsePass,                      // As built.
-    &kFlashPass,     &kAutodiffPass,     &kCanonicalizePass, &kCsePass,  // With gradients.
+    &kDcePass,       &kCanonicalizePass, &kCsePass,  // As built.
+    &kFlashPass,     &kTf32Pass,         &kBf16Pass, &kFp16Pass,
+    &kAutodiffPass,  &kCanonicalizePass, &kCsePass,  // With gradients.
     &kOptimizerPass,
 };
 
@@ -17,7 +18,13 @@ constexpr NamedPipeline kNamed[] = {
     {.name = "none", .target = "", .text = "", .summary = "The written-out graph in f32."},
 };
 
-constexpr PassRegistry kPasses = {.order = kOrder, .named = kNamed};
+constexpr Contradiction kContradictions[] = {
+    {"bf16", "fp16", "a module has one precision"},
+    {"tf32", "bf16", "bf16 leaves no matrix product of f32 operands to tf32"},
+    {"tf32", "fp16", "fp16 leaves no matrix product of f32 operands to tf32"},
+};
+
+constexpr PassRegistry kPasses = {.order = kOrder, .named = kNamed, .contradictions = kContradictions};
 
 }  // namespace
 

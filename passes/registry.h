@@ -16,6 +16,9 @@ extern const PassDef kDcePass;
 extern const PassDef kCanonicalizePass;
 extern const PassDef kCsePass;
 extern const PassDef kFlashPass;
+extern const PassDef kTf32Pass;
+extern const PassDef kBf16Pass;
+extern const PassDef kFp16Pass;
 extern const PassDef kAutodiffPass;
 extern const PassDef kOptimizerPass;
 

@@ -35,6 +35,10 @@ int64_t VisiblePairs(const TensorType& q, const Attrs& attrs) {
 absl::Status CheckAttrs(const TensorType& q, const Attrs& attrs) {
   const int64_t window = attrs.Int("window");
   const double rate = attrs.Double("rate");
+  if (attrs.Bool("tf32") && q.dtype != DType::kF32) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("attribute tf32 is true; it needs f32 operands, and q is ", q.ToString()));
+  }
   RETURN_IF_ERROR(CheckAttr("window", window, -1, kMaxElements));
   RETURN_IF_ERROR(CheckAttr("key", attrs.Int("key"), 0, std::numeric_limits<uint32_t>::max()));
   if (window >= 0 && !attrs.Bool("causal")) {
@@ -241,6 +245,8 @@ constexpr Case kCases[] = {
     {1, 1, 1, 130, 64, 20, 0, DType::kBF16},
     {1, 2, 1, 331, 16, -1, 0.5, DType::kBF16},
     {1, 1, 1, 600, 8, 270, 0, DType::kBF16},
+    {1, 2, 1, 35, 32, -1, 0.25, DType::kF16},
+    {1, 1, 1, 300, 16, 40, 0, DType::kF16},
 };
 
 std::vector<OpSample> Samples(bool backward) {
@@ -277,6 +283,7 @@ constexpr AttrSpec kAttrs[] = {
     {"rate", AttrKind::kDouble, "probability with which a weight is dropped, in [0, 1)", "0.0"},
     {"key", AttrKind::kInt, "the place in the model: which random numbers are drawn, in [0, 2^32)", "0"},
     {"rng", AttrKind::kBool, "a last operand is the random state that dropout needs", "false"},
+    {"tf32", AttrKind::kBool, "f32 operands of the products may be rounded to TF32, 10 bits of mantissa", "false"},
 };
 
 }  // namespace

@@ -57,6 +57,9 @@ inline SampleOperand F32(Dims dims, SampleOperand::Fill fill = SampleOperand::Fi
 inline SampleOperand BF16(Dims dims, SampleOperand::Fill fill = SampleOperand::Fill::kNormal) {
   return Sample(DType::kBF16, std::move(dims), fill);
 }
+inline SampleOperand F16(Dims dims, SampleOperand::Fill fill = SampleOperand::Fill::kNormal) {
+  return Sample(DType::kF16, std::move(dims), fill);
+}
 inline SampleOperand Ids(Dims dims, int64_t limit) {
   return Sample(DType::kI32, std::move(dims), SampleOperand::Fill::kIds, limit);
 }

@@ -167,6 +167,7 @@ std::vector<OpSample> UnarySamples(Fill fill, const Attrs& attrs = {}) {
   std::vector<OpSample> samples;
   for (const Dims& dims : {Dims{}, Dims{7}, Dims{4, 33}, Dims{2, 3, 5}}) samples.push_back({{F32(dims, fill)}, attrs});
   samples.push_back({{BF16({5, 19}, fill)}, attrs});
+  samples.push_back({{F16({5, 19}, fill)}, attrs});
   return samples;
 }
 
@@ -182,6 +183,9 @@ std::vector<OpSample> BinarySamples(Fill fill_b = Fill::kNormal) {
       {{BF16({4, 19}), BF16({4, 19}, fill_b)}},
       {{BF16({4, 19}), F32({19}, fill_b)}},
       {{F32({4, 19}), BF16({4, 19}, fill_b)}},
+      {{F16({4, 19}), F16({4, 19}, fill_b)}},
+      {{F16({4, 19}), F32({19}, fill_b)}},
+      {{F32({4, 19}), F16({4, 19}, fill_b)}},
   };
 }
 
@@ -203,6 +207,7 @@ std::vector<OpSample> DropoutSamples() {
     samples.push_back({{F32(dims), rng}, {{"rate", 0.3}, {"key", int64_t{0xDEADBEEF}}}});
   }
   samples.push_back({{BF16({5, 19}), rng}, {{"rate", 0.5}, {"key", int64_t{1}}}});
+  samples.push_back({{F16({5, 19}), rng}, {{"rate", 0.5}, {"key", int64_t{1}}}});
   samples.push_back({{F32({4, 8}), rng}, {{"rate", 0.0}, {"key", int64_t{1}}}});
   return samples;
 }
@@ -222,7 +227,7 @@ std::vector<OpSample> OptimizerSamples() {
     return made;
   };
   return {sample({4, 33}, DType::kF32, true), sample({19}, DType::kF32, false), sample({}, DType::kF32, true),
-          sample({3, 5}, DType::kBF16, true)};
+          sample({3, 5}, DType::kBF16, true), sample({3, 5}, DType::kF16, false)};
 }
 
 // --- Rows

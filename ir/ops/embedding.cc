@@ -57,7 +57,8 @@ SampleOperand OrderOf(int64_t operand, int64_t n) {
 std::vector<OpSample> SamplesEmbedding() {
   return {{.operands = {F32({11, 6}), Ids({2, 5}, 11), OrderOf(1, 10)}},
           {.operands = {F32({3, 33}), Ids({4, 8}, 3), OrderOf(1, 32)}},
-          {.operands = {BF16({50, 16}), Ids({2, 4}, 50), OrderOf(1, 8)}}};
+          {.operands = {BF16({50, 16}), Ids({2, 4}, 50), OrderOf(1, 8)}},
+          {.operands = {F16({50, 16}), Ids({2, 4}, 50), OrderOf(1, 8)}}};
 }
 
 absl::StatusOr<std::vector<TensorType>> InferEmbeddingBackward(absl::Span<const TensorType> operands,
@@ -115,7 +116,10 @@ std::vector<OpSample> SamplesEmbeddingBackward() {
           {.operands = {F32({4, 8, 33}), Ids({4, 8}, 3), OrderOf(1, 32)}, .attrs = {{"vocab", int64_t{5}}}},
           {.operands = {BF16({2, 4, 16}), Ids({2, 4}, 50), OrderOf(1, 8)}, .attrs = {{"vocab", int64_t{50}}}},
           {.operands = {F32({2, 5, 6}), Ids({2, 5}, 11), OrderOf(1, 10), F32({11, 6})}, .attrs = accumulate},
-          {.operands = {BF16({2, 5, 6}), Ids({2, 5}, 11), OrderOf(1, 10), F32({11, 6})}, .attrs = accumulate}};
+          {.operands = {BF16({2, 5, 6}), Ids({2, 5}, 11), OrderOf(1, 10), F32({11, 6})}, .attrs = accumulate},
+          {.operands = {BF16({2, 5, 6}), Ids({2, 5}, 11), OrderOf(1, 10), BF16({11, 6})}, .attrs = accumulate},
+          {.operands = {F16({2, 5, 6}), Ids({2, 5}, 11), OrderOf(1, 10)}, .attrs = {{"vocab", int64_t{11}}}},
+          {.operands = {F16({2, 5, 6}), Ids({2, 5}, 11), OrderOf(1, 10), F32({11, 6})}, .attrs = accumulate}};
 }
 
 constexpr absl::string_view kOperands[] = {"table", "ids", "order"}, kResults[] = {"y"};

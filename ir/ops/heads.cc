@@ -132,22 +132,25 @@ absl::Status GradUnmergeHeads(GradContext& c) {
 std::vector<OpSample> SamplesSplitHeads() {
   return {{.operands = {F32({2, 5, 24})}, .attrs = {{"heads", int64_t{2}}, {"kv_heads", int64_t{2}}}},
           {.operands = {F32({2, 3, 64})}, .attrs = {{"heads", int64_t{4}}, {"kv_heads", int64_t{2}}}},
-          {.operands = {BF16({1, 7, 48})}, .attrs = {{"heads", int64_t{4}}, {"kv_heads", int64_t{1}}}}};
+          {.operands = {BF16({1, 7, 48})}, .attrs = {{"heads", int64_t{4}}, {"kv_heads", int64_t{1}}}},
+          {.operands = {F16({2, 3, 24})}, .attrs = {{"heads", int64_t{2}}, {"kv_heads", int64_t{2}}}}};
 }
 
 std::vector<OpSample> SamplesJoinHeads() {
   return {{.operands = {F32({2, 2, 5, 4}), F32({2, 2, 5, 4}), F32({2, 2, 5, 4})}},
           {.operands = {F32({2, 4, 3, 8}), F32({2, 2, 3, 8}), F32({2, 2, 3, 8})}},
-          {.operands = {BF16({1, 4, 7, 8}), BF16({1, 1, 7, 8}), BF16({1, 1, 7, 8})}}};
+          {.operands = {BF16({1, 4, 7, 8}), BF16({1, 1, 7, 8}), BF16({1, 1, 7, 8})}},
+          {.operands = {F16({2, 2, 5, 4}), F16({2, 2, 5, 4}), F16({2, 2, 5, 4})}}};
 }
 
 std::vector<OpSample> SamplesMergeHeads() {
-  return {{.operands = {F32({2, 3, 5, 4})}}, {.operands = {BF16({1, 2, 9, 16})}}};
+  return {{.operands = {F32({2, 3, 5, 4})}}, {.operands = {BF16({1, 2, 9, 16})}}, {.operands = {F16({2, 3, 5, 4})}}};
 }
 
 std::vector<OpSample> SamplesUnmergeHeads() {
   return {{.operands = {F32({2, 5, 12})}, .attrs = {{"heads", int64_t{3}}}},
-          {.operands = {BF16({1, 9, 32})}, .attrs = {{"heads", int64_t{2}}}}};
+          {.operands = {BF16({1, 9, 32})}, .attrs = {{"heads", int64_t{2}}}},
+          {.operands = {F16({2, 5, 12})}, .attrs = {{"heads", int64_t{3}}}}};
 }
 
 constexpr absl::string_view kX[] = {"x"}, kY[] = {"y"}, kParts[] = {"q", "k", "v"};

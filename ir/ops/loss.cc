@@ -62,7 +62,8 @@ std::vector<OpSample> SamplesLoss() {
   return {{.operands = {F32({5, 7}), Ids({5}, 7)}},
           {.operands = {F32({2, 9, 65}), Ids({2, 9}, -65)}},
           {.operands = {BF16({2, 4, 100}), Ids({2, 4}, -100)}},
-          {.operands = {F32({140, 33}), Ids({140}, -33)}}};
+          {.operands = {F32({140, 33}), Ids({140}, -33)}},
+          {.operands = {F16({2, 4, 100}), Ids({2, 4}, -100)}}};
 }
 
 absl::StatusOr<std::vector<TensorType>> InferLossBackward(absl::Span<const TensorType> operands, const Attrs&) {
@@ -95,7 +96,8 @@ Cost CostLossBackward(absl::Span<const TensorType> operands, absl::Span<const Te
 std::vector<OpSample> SamplesLossBackward() {
   return {{.operands = {F32({}, kPositive), F32({5, 7}), Ids({5}, 7), F32({5}, kPositive)}},
           {.operands = {F32({}), F32({2, 9, 65}), Ids({2, 9}, -65), F32({2, 9}, kPositive)}},
-          {.operands = {F32({}), BF16({2, 4, 100}), Ids({2, 4}, -100), F32({2, 4}, kPositive)}}};
+          {.operands = {F32({}), BF16({2, 4, 100}), Ids({2, 4}, -100), F32({2, 4}, kPositive)}},
+          {.operands = {F32({}), F16({2, 4, 100}), Ids({2, 4}, -100), F32({2, 4}, kPositive)}}};
 }
 
 constexpr absl::string_view kOperands[] = {"logits", "labels"}, kResults[] = {"loss_sum", "count", "lse"};

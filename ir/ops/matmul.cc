@@ -47,7 +47,12 @@ absl::StatusOr<std::vector<TensorType>> InferMatmul(absl::Span<const TensorType>
         "operand b has ", depth_b, tb ? " columns (transposed)" : " rows", ", a has ", depth_a,
         ta ? " rows (transposed)" : " columns", "; they must be equal: a is ", a.ToString(), ", b is ", b.ToString()));
   }
+  if (attrs.Bool("tf32") && a.dtype != DType::kF32) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("attribute tf32 is true; it needs f32 operands, and a is ", a.ToString()));
+  }
   TensorType result = a;
+  if (attrs.Bool("f32_result")) result.dtype = DType::kF32;
   result.dims[result.dims.size() - 2] = a.dim(ta ? -1 : -2);
   result.dims.back() = b.dim(tb ? -2 : -1);
   size_t next = 2;
@@ -74,7 +79,8 @@ absl::Status GradMatmul(GradContext& c) {
   const bool ta = attrs.Bool("transpose_a"), tb = attrs.Bool("transpose_b");
   Builder& builder = c.builder;
   const auto product = [&](Value x, Value y, bool tx, bool ty) {
-    return builder.Op("matmul", {x, y}, {{"transpose_a", tx}, {"transpose_b", ty}}, c.node.name());
+    return builder.Op("matmul", {x, y}, {{"transpose_a", tx}, {"transpose_b", ty}, {"tf32", attrs.Bool("tf32")}},
+                      c.node.name());
   };
   const Value dy_in = builder.Cast(dy, a.type().dtype);
   if (c.wants[0]) c.operand_grads[0] = ta ? product(b, dy_in, tb, true) : product(dy_in, b, false, !tb);
@@ -150,6 +156,7 @@ std::vector<OpSample> SamplesMatmul() {
       samples.push_back({.operands = {F32(a), F32(b)}, .attrs = attrs});
       samples.push_back({.operands = {F32(batched(a)), F32(batched(b))}, .attrs = attrs});
       samples.push_back({.operands = {BF16(a), BF16(b)}, .attrs = attrs});
+      samples.push_back({.operands = {F16(batched(a)), F16(batched(b))}, .attrs = attrs});
     }
   }
   samples.push_back({.operands = {F32({2, 4, 33}), F32({33, 17}), F32({17})}, .attrs = {{"bias", true}}});
@@ -165,6 +172,17 @@ std::vector<OpSample> SamplesMatmul() {
   samples.push_back({.operands = {F32({5, 9}), F32({9, 6}), F32({6}), F32({5, 6})},
                      .attrs = {{"bias", true}, {"accumulator", true}}});
   samples.push_back({.operands = {F32({1, 1}), F32({1, 1})}});
+  samples.push_back({.operands = {F32({5, 9}), F32({9, 6})}, .attrs = {{"tf32", true}}});
+  for (const DType narrow : {DType::kBF16, DType::kF16}) {
+    samples.push_back({.operands = {Sample(narrow, {2, 9, 4}), Sample(narrow, {2, 9, 6})},
+                       .attrs = {{"transpose_a", true}, {"f32_result", true}}});
+    samples.push_back({.operands = {Sample(narrow, {5, 9}), Sample(narrow, {9, 6}), Sample(narrow, {6}), F32({5, 6})},
+                       .attrs = {{"bias", true}, {"accumulator", true}}});
+  }
+  // More than one of the blocks that 16-bit operands are widened in.
+  samples.push_back({.operands = {BF16({140, 530}), BF16({530, 270}), BF16({270})}, .attrs = {{"bias", true}}});
+  samples.push_back(
+      {.operands = {F16({530, 140}), F16({270, 530})}, .attrs = {{"transpose_a", true}, {"transpose_b", true}}});
   return samples;
 }
 
@@ -175,6 +193,9 @@ constexpr AttrSpec kAttrs[] = {
     {"transpose_b", AttrKind::kBool, "b is stored [..., N, K]", "false"},
     {"bias", AttrKind::kBool, "an operand bias [N] is added to every row", "false"},
     {"accumulator", AttrKind::kBool, "the product is added to a last operand, in place", "false"},
+    {"f32_result", AttrKind::kBool, "the result is f32, whatever a and b are", "false"},
+    {"tf32", AttrKind::kBool, "f32 operands may be rounded to TF32, 10 bits of mantissa; products and sum are f32",
+     "false"},
 };
 
 }  // namespace
@@ -183,7 +204,7 @@ absl::Span<const OpDef> MatmulOps() {
   static const OpDef ops[] = {
       {.name = "matmul",
        .summary = "y[..., M, N] = a[..., M, K] b[K, N] or a[..., M, K] b[..., K, N], + bias[N], + accumulator; the sum "
-                  "is rounded once, to the dtype of a or of the accumulator.",
+                  "is rounded once, to the dtype of a or of the accumulator, or to f32.",
        .operands = kOperands,
        .results = kResults,
        .attrs = kAttrs,

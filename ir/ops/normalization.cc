@@ -188,28 +188,33 @@ std::vector<OpSample> SamplesLayerNorm() {
           {.operands = {F32({2, 5, 40}), F32({40}), F32({40})}, .attrs = {{"eps", 1e-3}}},
           {.operands = {F32({4, 7}), F32({7})}, .attrs = {{"beta", false}}},
           {.operands = {BF16({2, 3, 33}), F32({33}), F32({33})}},
-          {.operands = {BF16({2, 3, 16}), BF16({16}), BF16({16})}}};
+          {.operands = {BF16({2, 3, 16}), BF16({16}), BF16({16})}},
+          {.operands = {F16({2, 3, 33}), F32({33}), F32({33})}},
+          {.operands = {F16({2, 3, 16}), F16({16})}, .attrs = {{"beta", false}}}};
 }
 
 std::vector<OpSample> SamplesLayerNormBackward() {
   return {{.operands = {F32({3, 8}), F32({3, 8}), F32({8}), F32({3}), F32({3}, kPositive)}},
           {.operands = {F32({2, 70, 40}), F32({2, 70, 40}), F32({40}), F32({2, 70}), F32({2, 70}, kPositive)}},
           {.operands = {BF16({2, 3, 33}), BF16({2, 3, 33}), F32({33}), F32({2, 3}), F32({2, 3}, kPositive)}},
-          {.operands = {BF16({6, 16}), BF16({6, 16}), BF16({16}), F32({6}), F32({6}, kPositive)}}};
+          {.operands = {BF16({6, 16}), BF16({6, 16}), BF16({16}), F32({6}), F32({6}, kPositive)}},
+          {.operands = {F16({70, 33}), F16({70, 33}), F32({33}), F32({70}), F32({70}, kPositive)}},
+          {.operands = {F16({6, 16}), F16({6, 16}), F16({16}), F32({6}), F32({6}, kPositive)}}};
 }
 
 std::vector<OpSample> SamplesRmsNorm() {
-  return {{.operands = {F32({3, 8}), F32({8})}},
-          {.operands = {F32({2, 5, 40}), F32({40})}, .attrs = {{"eps", 1e-3}}},
-          {.operands = {BF16({2, 3, 33}), F32({33})}},
-          {.operands = {BF16({2, 3, 16}), BF16({16})}}};
+  return {
+      {.operands = {F32({3, 8}), F32({8})}},       {.operands = {F32({2, 5, 40}), F32({40})}, .attrs = {{"eps", 1e-3}}},
+      {.operands = {BF16({2, 3, 33}), F32({33})}}, {.operands = {BF16({2, 3, 16}), BF16({16})}},
+      {.operands = {F16({2, 3, 33}), F32({33})}},  {.operands = {F16({2, 3, 16}), F16({16})}}};
 }
 
 std::vector<OpSample> SamplesRmsNormBackward() {
   return {{.operands = {F32({3, 8}), F32({3, 8}), F32({8}), F32({3}, kPositive)}},
           {.operands = {F32({2, 70, 40}), F32({2, 70, 40}), F32({40}), F32({2, 70}, kPositive)}},
           {.operands = {BF16({2, 3, 33}), BF16({2, 3, 33}), F32({33}), F32({2, 3}, kPositive)}},
-          {.operands = {BF16({6, 16}), BF16({6, 16}), BF16({16}), F32({6}, kPositive)}}};
+          {.operands = {BF16({6, 16}), BF16({6, 16}), BF16({16}), F32({6}, kPositive)}},
+          {.operands = {F16({70, 33}), F16({70, 33}), F32({33}), F32({70}, kPositive)}}};
 }
 
 constexpr absl::string_view kLayerNormOperands[] = {"x", "gamma", "beta?"};

@@ -31,7 +31,7 @@ Cost CostGlobalNorm(absl::Span<const TensorType> operands, absl::Span<const Tens
 
 std::vector<OpSample> SamplesGlobalNorm() {
   return {{.operands = {F32({5})}},
-          {.operands = {F32({3, 40}), BF16({7}), F32({})}},
+          {.operands = {F32({3, 40}), BF16({7}), F32({}), F16({2, 33})}},
           {.operands = {F32({300, 100}), F32({70000})}}};
 }
 

@@ -88,7 +88,9 @@ std::vector<OpSample> SamplesRope() {
           {.operands = {F32({1, 2, 40, 34})}, .attrs = {{"theta", 500000.0}}},
           {.operands = {F32({2, 1, 7, 6})}, .attrs = {{"inverse", true}}},
           {.operands = {F32({2, 2, 4, 16})}, .attrs = {{"interleaved", true}}},
-          {.operands = {BF16({2, 2, 9, 16})}}};
+          {.operands = {BF16({2, 2, 9, 16})}},
+          {.operands = {F16({2, 2, 9, 34})}},
+          {.operands = {F16({1, 2, 4, 16})}, .attrs = {{"interleaved", true}, {"inverse", true}}}};
 }
 
 constexpr absl::string_view kX[] = {"x"}, kY[] = {"y"};

@@ -90,6 +90,10 @@ std::vector<OpSample> SamplesReduce() {
           {.operands = {F32({2, 3, 4, 5})}, .attrs = {{"dims", IntList{1, 3}}, {"keep_dims", true}}},
           {.operands = {BF16({70, 33})}, .attrs = {{"dims", IntList{0}}}},
           {.operands = {BF16({3, 40})}, .attrs = {{"dims", IntList{1}}}},
+          {.operands = {BF16({2, 3, 4, 5})}, .attrs = {{"dims", IntList{1, 3}}}},
+          {.operands = {F16({70, 33})}, .attrs = {{"dims", IntList{0}}}},
+          {.operands = {F16({3, 40})}, .attrs = {{"dims", IntList{1}}}},
+          {.operands = {F16({2, 3, 4, 5})}, .attrs = {{"dims", IntList{1, 3}}}},
           {.operands = {F32({3, 4})}, .attrs = {{"dims", IntList{0, 1}}}},
           {.operands = {F32({2, 1, 3})}, .attrs = {{"dims", IntList{1}}}}};
 }

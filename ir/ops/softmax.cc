@@ -133,7 +133,8 @@ std::vector<Case> Cases() {
           {{1, 1, 5, 5}, {{"causal", true}, {"window", int64_t{0}}}},
           {{2, 1, 18, 6}, {{"causal", true}, {"group", int64_t{3}}}},
           {{2, 2, 9, 9}, {{"scale", 0.5}, {"causal", true}}, DType::kBF16},
-          {{3, 65}, {}, DType::kBF16}};
+          {{3, 65}, {}, DType::kBF16},
+          {{1, 2, 40, 40}, {{"scale", 0.25}, {"causal", true}, {"window", int64_t{7}}}, DType::kF16}};
 }
 
 std::vector<OpSample> SamplesSoftmax() {

@@ -22,6 +22,7 @@ int64_t RoundUp(int64_t a, int64_t unit) { return CeilDiv(a, unit) * unit; }
 
 struct Attention {
   CpuAttentionTiling t;
+  DType dtype;              // Of q, k, v and their like.
   float scale, rate, keep;  // keep: 1 / (1 - rate)
   bool causal;
   int64_t window;  // -1: none
@@ -176,12 +177,11 @@ MT_CPU_CLONES void RowDots(const float* a, const float* b, int64_t n, int64_t wi
 const float* Widened(const Attention& a, const std::byte* data, int64_t first, int64_t rows, float* scratch) {
   const int64_t at = first * a.t.width, n = rows * a.t.width;
   if (a.t.f32) return reinterpret_cast<const float*>(data) + at;
-  a.math->load[static_cast<size_t>(DType::kBF16)](scratch, data + at * ByteSize(DType::kBF16), n);
+  a.math->load[static_cast<size_t>(a.dtype)](scratch, data + at * ByteSize(a.dtype), n);
   return scratch;
 }
 void Round(const Attention& a, const float* from, std::byte* data, int64_t first, int64_t rows) {
-  const DType dtype = a.t.f32 ? DType::kF32 : DType::kBF16;
-  a.math->store[static_cast<size_t>(dtype)](data + first * a.t.width * ByteSize(dtype), from, rows * a.t.width);
+  a.math->store[static_cast<size_t>(a.dtype)](data + first * a.t.width * ByteSize(a.dtype), from, rows * a.t.width);
 }
 
 Statistics StatisticsOf(const Attention& a, float* scratch) {
@@ -322,7 +322,7 @@ void RunBackward(const Attention& a, int64_t unit, float* scratch) {
 
 absl::StatusOr<Thunk> Bind(const KernelCall& call, ThreadPool& pool, bool backward) {
   const Tensor *q = &call.operands[backward ? 1 : 0], *k = q + 1, *v = q + 2;
-  if (q->type.dtype != DType::kF32 && q->type.dtype != DType::kBF16) {
+  if (!IsStorage(q->type.dtype)) {
     return absl::UnimplementedError(
         absl::StrCat("the cpu backend has no ", call.op->name, " for ", DTypeName(q->type.dtype)));
   }
@@ -335,6 +335,7 @@ absl::StatusOr<Thunk> Bind(const KernelCall& call, ThreadPool& pool, bool backwa
   const VectorMath& math = BestVectorMath();
   const double rate = call.attrs.Double("rate");
   Attention a = {.t = TileCpuAttention(q->type, k->type, backward),
+                 .dtype = q->type.dtype,
                  .scale = static_cast<float>(call.attrs.Double("scale")),
                  .rate = static_cast<float>(rate),
                  .keep = static_cast<float>(1.0 / (1.0 - rate)),

@@ -325,15 +325,18 @@ MT_CPU_INLINE F32x16 Combine(const F32x16& a, const F32x16& b) {
 template <bool kMax>
 constexpr float kStart = kMax ? -std::numeric_limits<float>::infinity() : 0.0f;
 
-// The kernels of both foldings and both storage types, and the choice among them.
-#define MT_REDUCE_KERNEL(Name)                                                                                       \
-  MT_CPU_CLONES void Name##SumF32(const ReduceArgs& a, int64_t task) { Name<float, false>(a, task); }                \
-  MT_CPU_CLONES void Name##SumBF16(const ReduceArgs& a, int64_t task) { Name<BF16Bits, false>(a, task); }            \
-  MT_CPU_CLONES void Name##MaxF32(const ReduceArgs& a, int64_t task) { Name<float, true>(a, task); }                 \
-  MT_CPU_CLONES void Name##MaxBF16(const ReduceArgs& a, int64_t task) { Name<BF16Bits, true>(a, task); }             \
-  auto* Pick##Name(bool is_bf16, Fold fold) {                                                                        \
-    return fold == Fold::kMax ? (is_bf16 ? Name##MaxBF16 : Name##MaxF32) : (is_bf16 ? Name##SumBF16 : Name##SumF32); \
-  }
+// Both foldings of a template NAME<T, kMax>.
+#define MT_REDUCE_KERNELS(Name)                                     \
+  template <typename T>                                             \
+  MT_CPU_INLINE void Name##Sum(const ReduceArgs& a, int64_t task) { \
+    Name<T, false>(a, task);                                        \
+  }                                                                 \
+  template <typename T>                                             \
+  MT_CPU_INLINE void Name##Max(const ReduceArgs& a, int64_t task) { \
+    Name<T, true>(a, task);                                         \
+  }                                                                 \
+  MT_STORAGE_KERNELS(Name##Sum, ReduceArgs)                         \
+  MT_STORAGE_KERNELS(Name##Max, ReduceArgs)
 
 // Over the last dimension: a lane each 16th element.
 template <typename T, bool kMax>
@@ -350,7 +353,7 @@ MT_CPU_INLINE void ReduceRows(const ReduceArgs& a, int64_t task) {
     StoreOne(reinterpret_cast<T*>(a.y) + r, y);
   }
 }
-MT_REDUCE_KERNEL(ReduceRows)
+MT_REDUCE_KERNELS(ReduceRows)
 
 constexpr int64_t kColumnBlocks = 4;
 constexpr int64_t kColumns = kColumnBlocks * kLanes;  // Columns of a task.
@@ -400,7 +403,7 @@ MT_CPU_INLINE void ReduceColumns(const ReduceArgs& a, int64_t task) {
     StoreBlock(y + b * kLanes, folded[b], columns - b * kLanes);
   }
 }
-MT_REDUCE_KERNEL(ReduceColumns)
+MT_REDUCE_KERNELS(ReduceColumns)
 
 // Dimensions that are reduced and kept in turns: an element of y after another, in f64.
 struct ScatteredReduce {
@@ -426,11 +429,13 @@ void ReduceScattered(const ScatteredReduce& a, int64_t task) {
   });
 }
 
+constexpr StorageKernels<void (*)(const ScatteredReduce&, int64_t)> kReduceScattered = {
+    ReduceScattered<float>, ReduceScattered<BF16Bits>, ReduceScattered<F16Bits>};
+
 absl::StatusOr<Thunk> BindReduce(const KernelCall& call, ThreadPool& pool, Fold fold) {
   const Tensor &x = call.operands[0], &y = call.results[0];
   const DType dtype = x.type.dtype;
-  if (dtype != DType::kF32 && dtype != DType::kBF16) return Unsupported(call, dtype);
-  const bool is_bf16 = dtype == DType::kBF16;
+  if (!IsStorage(dtype)) return Unsupported(call, dtype);
   // Neighbouring dimensions of one kind are one; those of size 1 are none.
   std::vector<std::pair<int64_t, bool>> groups;  // Size, reduced.
   for (size_t d = 0; d < x.type.dims.size(); ++d) {
@@ -459,12 +464,12 @@ absl::StatusOr<Thunk> BindReduce(const KernelCall& call, ThreadPool& pool, Fold 
     }
     if (args.inner == 1) {
       args.rows_per_task = std::max<int64_t>(1, kElementsPerTask / args.reduced);
-      const auto kernel = PickReduceRows(is_bf16, fold);
+      const auto kernel = (fold == Fold::kMax ? ReduceRowsMaxKernels : ReduceRowsSumKernels).Of(dtype);
       return ParallelThunk(pool, CeilDiv(args.outer, args.rows_per_task),
                            [args, kernel](int64_t task) { kernel(args, task); });
     }
     args.column_tasks = CeilDiv(args.inner, kColumns);
-    const auto kernel = PickReduceColumns(is_bf16, fold);
+    const auto kernel = (fold == Fold::kMax ? ReduceColumnsMaxKernels : ReduceColumnsSumKernels).Of(dtype);
     return ParallelThunk(pool, args.outer * args.column_tasks, [args, kernel](int64_t task) { kernel(args, task); });
   }
   ScatteredReduce args = {
@@ -479,7 +484,7 @@ absl::StatusOr<Thunk> BindReduce(const KernelCall& call, ThreadPool& pool, Fold 
     part.to_strides.push_back(0);
     (groups[g].second ? args.reduced_count : args.count) *= groups[g].first;
   }
-  const auto kernel = is_bf16 ? ReduceScattered<BF16Bits> : ReduceScattered<float>;
+  const auto kernel = kReduceScattered.Of(dtype);
   return ParallelThunk(pool, CeilDiv(args.count, 256), [args, kernel](int64_t task) { kernel(args, task); });
 }
 
@@ -514,7 +519,7 @@ struct EmbeddingBackwardArgs {
   const int32_t *ids, *order;
   const std::byte* accumulator;  // Null: none. Else of the result's dtype.
   std::byte* dtable;
-  bool result_is_bf16;
+  DType result;
   int64_t positions, vocab, width, vocab_per_task;
 };
 
@@ -522,7 +527,7 @@ struct EmbeddingBackwardArgs {
 template <typename T>
 MT_CPU_INLINE void EmbeddingBackward(const EmbeddingBackwardArgs& a, int64_t task) {
   const int64_t begin = task * a.vocab_per_task, end = std::min(a.vocab, begin + a.vocab_per_task), n = a.width;
-  const int64_t result_bytes = a.result_is_bf16 ? 2 : 4;
+  const int64_t result_bytes = a.result == DType::kF32 ? 4 : 2;
   int64_t low = 0, high = a.positions;  // The first place in `order` with an id >= begin.
   while (low < high) {
     const int64_t middle = (low + high) / 2;
@@ -545,29 +550,23 @@ MT_CPU_INLINE void EmbeddingBackward(const EmbeddingBackwardArgs& a, int64_t tas
       }
       continue;
     }
-    const FloatPointer earlier = {a.accumulator == nullptr ? nullptr : a.accumulator + v * n * result_bytes,
-                                  a.result_is_bf16};
+    const FloatPointer earlier = {a.accumulator == nullptr ? nullptr : a.accumulator + v * n * result_bytes, a.result};
     for (int64_t j = 0; j < n; j += kLanes) {
       F32x16 sum = Splat(0);
       for (int64_t k = first; k < low; ++k) {
         sum += LoadBlock(reinterpret_cast<const T*>(a.dy) + a.order[k] * n + j, n - j);
       }
       if (a.accumulator != nullptr) sum = earlier.Block(j, n - j) + sum;
-      StoreBlockAs(to, a.result_is_bf16, j, sum, n - j);
+      StoreBlockAs(to, a.result, j, sum, n - j);
     }
   }
 }
-MT_CPU_CLONES void EmbeddingBackwardF32(const EmbeddingBackwardArgs& a, int64_t task) {
-  EmbeddingBackward<float>(a, task);
-}
-MT_CPU_CLONES void EmbeddingBackwardBF16(const EmbeddingBackwardArgs& a, int64_t task) {
-  EmbeddingBackward<BF16Bits>(a, task);
-}
+MT_STORAGE_KERNELS(EmbeddingBackward, EmbeddingBackwardArgs)
 
 absl::StatusOr<Thunk> BindEmbeddingBackward(const KernelCall& call, ThreadPool& pool) {
   const DType dy = call.operands[0].type.dtype, result = call.results[0].type.dtype;
   for (const DType dtype : {dy, result}) {
-    if (dtype != DType::kF32 && dtype != DType::kBF16) return Unsupported(call, dtype);
+    if (!IsStorage(dtype)) return Unsupported(call, dtype);
   }
   const int64_t vocab = call.results[0].type.dim(0), width = call.results[0].type.dim(1);
   const EmbeddingBackwardArgs args = {
@@ -576,13 +575,13 @@ absl::StatusOr<Thunk> BindEmbeddingBackward(const KernelCall& call, ThreadPool& 
       .order = call.operands[2].as<int32_t>(),
       .accumulator = call.attrs.Bool("accumulator") ? call.operands[3].data : nullptr,
       .dtable = call.results[0].data,
-      .result_is_bf16 = result == DType::kBF16,
+      .result = result,
       .positions = call.operands[1].type.num_elements(),
       .vocab = vocab,
       .width = width,
       // A character's row may have thousands of positions: no more than a 64th of the table in one task.
       .vocab_per_task = std::max<int64_t>(1, std::min(kElementsPerTask / width, vocab / 64))};
-  const auto kernel = dy == DType::kBF16 ? EmbeddingBackwardBF16 : EmbeddingBackwardF32;
+  const auto kernel = EmbeddingBackwardKernels.Of(dy);
   return ParallelThunk(pool, CeilDiv(vocab, args.vocab_per_task), [args, kernel](int64_t task) { kernel(args, task); });
 }
 
@@ -638,6 +637,7 @@ struct RopeArgs {
   std::byte* y;
   int64_t outer, length, half;  // x [outer, length, 2 half]
   bool inverse, interleaved;
+  const Frequency* frequencies;  // [half]
 };
 
 // Rotates the pairs [first, first + n) of one row.
@@ -665,7 +665,7 @@ MT_CPU_INLINE void RotateRow(const T* x, T* y, const float* cos, const float* si
 
 // A task: 16 positions of every row block.
 template <typename T>
-MT_CPU_INLINE void Rope(const RopeArgs& a, const Frequency* frequencies, int64_t task) {
+MT_CPU_INLINE void Rope(const RopeArgs& a, int64_t task) {
   const int64_t t = task * kTurns, positions = std::min(kTurns, a.length - t);
   float cos[kTurns][kPairs], sin[kTurns][kPairs];
   for (int64_t first = 0; first < a.half; first += kPairs) {
@@ -675,7 +675,7 @@ MT_CPU_INLINE void Rope(const RopeArgs& a, const Frequency* frequencies, int64_t
         for (int64_t k = 0; k < positions; ++k) cos[k][i] = sin[k][i] = 0;
         continue;
       }
-      Turn(frequencies[first + i], t, positions, [&](int64_t k, float c, float s) {
+      Turn(a.frequencies[first + i], t, positions, [&](int64_t k, float c, float s) {
         cos[k][i] = c;
         sin[k][i] = a.inverse ? -s : s;
       });
@@ -689,27 +689,23 @@ MT_CPU_INLINE void Rope(const RopeArgs& a, const Frequency* frequencies, int64_t
     }
   }
 }
-MT_CPU_CLONES void RopeF32(const RopeArgs& a, const Frequency* frequencies, int64_t task) {
-  Rope<float>(a, frequencies, task);
-}
-MT_CPU_CLONES void RopeBF16(const RopeArgs& a, const Frequency* frequencies, int64_t task) {
-  Rope<BF16Bits>(a, frequencies, task);
-}
+MT_STORAGE_KERNELS(Rope, RopeArgs)
 
 absl::StatusOr<Thunk> BindRope(const KernelCall& call, ThreadPool& pool) {
   const TensorType& type = call.operands[0].type;
-  if (type.dtype != DType::kF32 && type.dtype != DType::kBF16) return Unsupported(call, type.dtype);
+  const auto kernel = RopeKernels.Of(type.dtype);
+  if (kernel == nullptr) return Unsupported(call, type.dtype);
+  const auto frequencies = Frequencies(call.attrs.Double("theta"), type.dim(-1), type.dim(-1) / 2);
   const RopeArgs args = {.x = call.operands[0].data,
                          .y = call.results[0].data,
                          .outer = type.num_elements() / (type.dim(-1) * type.dim(-2)),
                          .length = type.dim(-2),
                          .half = type.dim(-1) / 2,
                          .inverse = call.attrs.Bool("inverse"),
-                         .interleaved = call.attrs.Bool("interleaved")};
-  const auto kernel = type.dtype == DType::kBF16 ? RopeBF16 : RopeF32;
+                         .interleaved = call.attrs.Bool("interleaved"),
+                         .frequencies = frequencies->data()};
   return ParallelThunk(pool, CeilDiv(args.length, kTurns),
-                       [args, kernel, frequencies = Frequencies(call.attrs.Double("theta"), type.dim(-1), args.half)](
-                           int64_t task) { kernel(args, frequencies->data(), task); });
+                       [args, kernel, frequencies](int64_t task) { kernel(args, task); });
 }
 
 // --- The optimizer's scalars.
@@ -717,14 +713,16 @@ absl::StatusOr<Thunk> BindRope(const KernelCall& call, ThreadPool& pool) {
 struct NormChunk {
   const std::byte* data;
   int64_t count;
-  bool is_bf16;
+  double* sum;
 };
 
 using F64x8 = double __attribute__((vector_size(64)));
 
 // Squares are summed in f64: they may pass the range of f32.
 template <typename T>
-MT_CPU_INLINE double SumOfSquares(const T* x, int64_t n) {
+MT_CPU_INLINE void SumOfSquares(const NormChunk& chunk, int64_t) {
+  const T* x = reinterpret_cast<const T*>(chunk.data);
+  const int64_t n = chunk.count;
   F64x8 sum[2] = {};
   for (int64_t j = 0; j < n; j += kLanes) {
     const F32x16 v = LoadBlock(x + j, n - j);
@@ -734,29 +732,33 @@ MT_CPU_INLINE double SumOfSquares(const T* x, int64_t n) {
     sum[1] += high * high;
   }
   const F64x8 both = sum[0] + sum[1];
-  return ((both[0] + both[4]) + (both[2] + both[6])) + ((both[1] + both[5]) + (both[3] + both[7]));
+  *chunk.sum = ((both[0] + both[4]) + (both[2] + both[6])) + ((both[1] + both[5]) + (both[3] + both[7]));
 }
-MT_CPU_CLONES double SquaresOfChunk(const NormChunk& chunk) {
-  return chunk.is_bf16 ? SumOfSquares(reinterpret_cast<const BF16Bits*>(chunk.data), chunk.count)
-                       : SumOfSquares(reinterpret_cast<const float*>(chunk.data), chunk.count);
-}
+MT_STORAGE_KERNELS(SumOfSquares, NormChunk)
 
 absl::StatusOr<Thunk> BindGlobalNorm(const KernelCall& call, ThreadPool& pool) {
-  auto chunks = std::make_shared<std::vector<NormChunk>>();
+  struct Part {
+    NormChunk chunk;
+    void (*run)(const NormChunk&, int64_t);
+  };
+  auto parts = std::make_shared<std::vector<Part>>();
+  double* sums = reinterpret_cast<double*>(call.workspace);
   for (const Tensor& g : call.operands) {
-    if (g.type.dtype != DType::kF32 && g.type.dtype != DType::kBF16) return Unsupported(call, g.type.dtype);
+    const auto kernel = SumOfSquaresKernels.Of(g.type.dtype);
+    if (kernel == nullptr) return Unsupported(call, g.type.dtype);
     const int64_t n = g.type.num_elements();
     for (int64_t at = 0; at < n; at += kCpuNormChunk) {
-      chunks->push_back({.data = g.data + at * ByteSize(g.type.dtype),
-                         .count = std::min(kCpuNormChunk, n - at),
-                         .is_bf16 = g.type.dtype == DType::kBF16});
+      parts->push_back({.chunk = {.data = g.data + at * ByteSize(g.type.dtype),
+                                  .count = std::min(kCpuNormChunk, n - at),
+                                  .sum = sums + parts->size()},
+                        .run = kernel});
     }
   }
-  const int64_t count = static_cast<int64_t>(chunks->size());
+  const int64_t count = static_cast<int64_t>(parts->size());
   CHECK_GE(call.workspace_bytes, count * static_cast<int64_t>(sizeof(double))) << call.name;
-  double* sums = reinterpret_cast<double*>(call.workspace);
-  const std::function<void(int64_t)> body = [chunks, sums](int64_t task) {
-    sums[task] = SquaresOfChunk((*chunks)[static_cast<size_t>(task)]);
+  const std::function<void(int64_t)> body = [parts](int64_t task) {
+    const Part& part = (*parts)[static_cast<size_t>(task)];
+    part.run(part.chunk, 0);
   };
   return Thunk([&pool, body, count, sums, norm = call.results[0].as<float>()] {
     pool.Run(count, body);

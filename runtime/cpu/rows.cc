@@ -20,23 +20,19 @@ int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // Rows a task takes: about 32 Ki elements.
 int64_t RowsPerTask(int64_t width) { return std::max<int64_t>(1, (int64_t{32} << 10) / width); }
 
-// A kernel in its two storage types, `run(args, task)`.
 template <typename Args>
 using Kernel = void (*)(const Args& args, int64_t task);
 
 template <typename Args>
-absl::StatusOr<Kernel<Args>> Pick(const KernelCall& call, DType dtype, Kernel<Args> f32, Kernel<Args> bf16) {
-  if (dtype == DType::kF32) return f32;
-  if (dtype == DType::kBF16) return bf16;
+absl::StatusOr<Kernel<Args>> Pick(const KernelCall& call, DType dtype, const StorageKernels<Kernel<Args>>& kernels) {
+  if (const Kernel<Args> kernel = kernels.Of(dtype)) return kernel;
   return absl::UnimplementedError(absl::StrCat("the cpu backend has no ", call.op->name, " for ", DTypeName(dtype)));
 }
 
 absl::StatusOr<FloatPointer> FloatOperand(const KernelCall& call, const Tensor& tensor) {
-  if (tensor.type.dtype != DType::kF32 && tensor.type.dtype != DType::kBF16) {
-    return absl::UnimplementedError(
-        absl::StrCat("the cpu backend has no ", call.op->name, " with ", tensor.type.ToString()));
-  }
-  return FloatPointer{tensor.data, tensor.type.dtype == DType::kBF16};
+  if (IsStorage(tensor.type.dtype)) return FloatPointer{tensor.data, tensor.type.dtype};
+  return absl::UnimplementedError(
+      absl::StrCat("the cpu backend has no ", call.op->name, " with ", tensor.type.ToString()));
 }
 
 // A matrix operand's shape.
@@ -44,10 +40,6 @@ struct Matrix {
   int64_t rows, width;
 };
 Matrix MatrixOf(const TensorType& type) { return {type.num_elements() / type.dim(-1), type.dim(-1)}; }
-
-#define MT_ROW_KERNEL(Name)                                                                       \
-  MT_CPU_CLONES void Name##F32(const Name##Args& args, int64_t task) { Name<float>(args, task); } \
-  MT_CPU_CLONES void Name##BF16(const Name##Args& args, int64_t task) { Name<BF16Bits>(args, task); }
 
 // layer_norm and rms_norm (mean == nullptr)
 
@@ -88,7 +80,7 @@ MT_CPU_INLINE void Norm(const NormArgs& a, int64_t task) {
     }
   }
 }
-MT_ROW_KERNEL(Norm)
+MT_STORAGE_KERNELS(Norm, NormArgs)
 
 absl::StatusOr<Thunk> BindNorm(const KernelCall& call, ThreadPool& pool, bool layer_norm) {
   const Matrix m = MatrixOf(call.operands[0].type);
@@ -106,7 +98,7 @@ absl::StatusOr<Thunk> BindNorm(const KernelCall& call, ThreadPool& pool, bool la
   if (layer_norm && call.attrs.Bool("beta")) {
     ASSIGN_OR_RETURN(args.beta, FloatOperand(call, call.operands[2]));
   }
-  ASSIGN_OR_RETURN(const Kernel<NormArgs> kernel, Pick(call, call.operands[0].type.dtype, NormF32, NormBF16));
+  ASSIGN_OR_RETURN(const Kernel<NormArgs> kernel, Pick(call, call.operands[0].type.dtype, NormKernels));
   return ParallelThunk(pool, CeilDiv(m.rows, args.rows_per_task), [args, kernel](int64_t task) { kernel(args, task); });
 }
 
@@ -157,13 +149,13 @@ MT_CPU_INLINE void NormBackward(const NormBackwardArgs& a, int64_t chunk) {
     }
   }
 }
-MT_ROW_KERNEL(NormBackward)
+MT_STORAGE_KERNELS(NormBackward, NormBackwardArgs)
 
 constexpr int64_t kColumnsPerTask = 256;
 
 // sums[0, begin:end) = sum over chunks, neighbours first; then rounded into `to`.
 MT_CPU_INLINE void SumChunks(float* sums, int64_t chunks, int64_t width, int64_t begin, int64_t end, std::byte* to,
-                             bool is_bf16) {
+                             DType dtype) {
   for (int64_t stride = 1; stride < chunks; stride *= 2) {
     for (int64_t c = 0; c + stride < chunks; c += 2 * stride) {
       float* a = sums + c * width;
@@ -173,13 +165,13 @@ MT_CPU_INLINE void SumChunks(float* sums, int64_t chunks, int64_t width, int64_t
       }
     }
   }
-  for (int64_t j = begin; j < end; j += kLanes) StoreBlockAs(to, is_bf16, j, LoadBlock(sums + j, end - j), end - j);
+  for (int64_t j = begin; j < end; j += kLanes) StoreBlockAs(to, dtype, j, LoadBlock(sums + j, end - j), end - j);
 }
 
 MT_CPU_CLONES void NormColumnSums(const NormBackwardArgs& a, int64_t task) {
   const int64_t begin = task * kColumnsPerTask, end = std::min(a.width, begin + kColumnsPerTask);
-  SumChunks(a.gamma_sums, a.chunks, a.width, begin, end, a.dgamma, a.gamma.is_bf16);
-  if (a.dbeta != nullptr) SumChunks(a.beta_sums, a.chunks, a.width, begin, end, a.dbeta, a.gamma.is_bf16);
+  SumChunks(a.gamma_sums, a.chunks, a.width, begin, end, a.dgamma, a.gamma.dtype);
+  if (a.dbeta != nullptr) SumChunks(a.beta_sums, a.chunks, a.width, begin, end, a.dbeta, a.gamma.dtype);
 }
 
 absl::StatusOr<Thunk> BindNormBackward(const KernelCall& call, ThreadPool& pool, bool layer_norm) {
@@ -202,8 +194,7 @@ absl::StatusOr<Thunk> BindNormBackward(const KernelCall& call, ThreadPool& pool,
                            .chunk_rows = chunks.rows,
                            .chunks = chunks.count};
   ASSIGN_OR_RETURN(args.gamma, FloatOperand(call, call.operands[2]));
-  ASSIGN_OR_RETURN(const Kernel<NormBackwardArgs> kernel,
-                   Pick(call, call.operands[1].type.dtype, NormBackwardF32, NormBackwardBF16));
+  ASSIGN_OR_RETURN(const Kernel<NormBackwardArgs> kernel, Pick(call, call.operands[1].type.dtype, NormBackwardKernels));
   const std::function<void(int64_t)> rows = [args, kernel](int64_t task) { kernel(args, task); };
   const std::function<void(int64_t)> columns = [args](int64_t task) { NormColumnSums(args, task); };
   return Thunk([&pool, rows, columns, row_tasks = chunks.count, column_tasks = CeilDiv(m.width, kColumnsPerTask)] {
@@ -288,7 +279,7 @@ MT_CPU_INLINE void Softmax(const SoftmaxArgs& a, int64_t task) {
       for (int64_t j = 0; j < m; j += kLanes) {
         const F32x16 e = Load(buffer + j);
         sum += e;
-        // What is not yet rounded can wait in y itself, but for bf16, where it is computed again.
+        // What is not yet rounded can wait in y itself, but for 16 bits, where it is computed again.
         if constexpr (sizeof(T) == sizeof(float)) StoreInRow(y + at + j, e, m - j, room - at - j);
       }
     }
@@ -309,9 +300,7 @@ MT_CPU_INLINE void Softmax(const SoftmaxArgs& a, int64_t task) {
     ZeroOutside(y - visible.first, visible, a.width);
   }
 }
-MT_ROW_KERNEL(Softmax)
-
-using SoftmaxBackwardArgs = SoftmaxArgs;
+MT_STORAGE_KERNELS(Softmax, SoftmaxArgs)
 
 template <typename T>
 MT_CPU_INLINE void SoftmaxBackward(const SoftmaxArgs& a, int64_t task) {
@@ -334,7 +323,7 @@ MT_CPU_INLINE void SoftmaxBackward(const SoftmaxArgs& a, int64_t task) {
     ZeroOutside(dx - visible.first, visible, a.width);
   }
 }
-MT_ROW_KERNEL(SoftmaxBackward)
+MT_STORAGE_KERNELS(SoftmaxBackward, SoftmaxArgs)
 
 absl::StatusOr<Thunk> BindSoftmaxKernel(const KernelCall& call, ThreadPool& pool, bool backward) {
   const Tensor& x = call.operands.back();
@@ -350,8 +339,7 @@ absl::StatusOr<Thunk> BindSoftmaxKernel(const KernelCall& call, ThreadPool& pool
                             .rows_per_task = RowsPerTask(m.width),
                             .exp = BestExp()};
   ASSIGN_OR_RETURN(const Kernel<SoftmaxArgs> kernel,
-                   Pick<SoftmaxArgs>(call, x.type.dtype, backward ? SoftmaxBackwardF32 : SoftmaxF32,
-                                     backward ? SoftmaxBackwardBF16 : SoftmaxBF16));
+                   Pick(call, x.type.dtype, backward ? SoftmaxBackwardKernels : SoftmaxKernels));
   return ParallelThunk(pool, CeilDiv(m.rows, args.rows_per_task), [args, kernel](int64_t task) { kernel(args, task); });
 }
 
@@ -398,7 +386,7 @@ MT_CPU_INLINE void Loss(const LossArgs& a, int64_t chunk) {
   a.sums[2 * chunk] = loss;
   a.sums[2 * chunk + 1] = count;
 }
-MT_ROW_KERNEL(Loss)
+MT_STORAGE_KERNELS(Loss, LossArgs)
 
 absl::StatusOr<Thunk> BindLoss(const KernelCall& call, ThreadPool& pool) {
   const Matrix m = MatrixOf(call.operands[0].type);
@@ -415,7 +403,7 @@ absl::StatusOr<Thunk> BindLoss(const KernelCall& call, ThreadPool& pool) {
                          .chunk_rows = chunks.rows,
                          .chunks = chunks.count,
                          .exp = BestExp()};
-  ASSIGN_OR_RETURN(const Kernel<LossArgs> kernel, Pick(call, call.operands[0].type.dtype, LossF32, LossBF16));
+  ASSIGN_OR_RETURN(const Kernel<LossArgs> kernel, Pick(call, call.operands[0].type.dtype, LossKernels));
   const std::function<void(int64_t)> body = [args, kernel](int64_t task) { kernel(args, task); };
   return Thunk([&pool, args, body] {
     pool.Run(args.chunks, body);
@@ -463,7 +451,7 @@ MT_CPU_INLINE void LossBackward(const LossBackwardArgs& a, int64_t task) {
     StoreBlock(dx + label, at_label, 1);
   }
 }
-MT_ROW_KERNEL(LossBackward)
+MT_STORAGE_KERNELS(LossBackward, LossBackwardArgs)
 
 absl::StatusOr<Thunk> BindLossBackward(const KernelCall& call, ThreadPool& pool) {
   const Matrix m = MatrixOf(call.operands[1].type);
@@ -476,8 +464,7 @@ absl::StatusOr<Thunk> BindLossBackward(const KernelCall& call, ThreadPool& pool)
                                  .width = m.width,
                                  .rows_per_task = RowsPerTask(m.width),
                                  .exp = BestExp()};
-  ASSIGN_OR_RETURN(const Kernel<LossBackwardArgs> kernel,
-                   Pick(call, call.operands[1].type.dtype, LossBackwardF32, LossBackwardBF16));
+  ASSIGN_OR_RETURN(const Kernel<LossBackwardArgs> kernel, Pick(call, call.operands[1].type.dtype, LossBackwardKernels));
   return ParallelThunk(pool, CeilDiv(m.rows, args.rows_per_task), [args, kernel](int64_t task) { kernel(args, task); });
 }
 
