@@ -10,6 +10,7 @@
 #include "codegen/peak.h"
 #include "codegen/report/report.h"
 #include "ir/base/units.h"
+#include "ir/op.h"
 
 namespace mt {
 namespace {
@@ -20,8 +21,8 @@ size_t At(int64_t i) { return static_cast<size_t>(i); }
 constexpr int kShades = 2;
 constexpr int64_t kMaxUnits = int64_t{1} << 22;
 constexpr int kTimelineColumns = 2000;
-// Where boxes are few, an outline makes them easier to see.
-constexpr int kOutlinedBuffers = 4000;
+// An outline makes large boxes easier to see; of small ones it would leave nothing: parts of the arena and of the time.
+constexpr int64_t kOutlinedShare = 150;
 
 int ProgramIndex(const proto::PlanProto& plan, const proto::ProgramProto& program) {
   for (int i = 0; i < plan.programs_size(); ++i) {
@@ -93,9 +94,8 @@ std::string Arena(const proto::PlanProto& plan, const proto::ProgramProto& progr
   const ChartScale scale = ScaleOf(plan);
   const int index = ProgramIndex(plan, program);
   const int64_t columns = Steps(program);
-  std::array<std::array<std::string, kShades>, kNumMemoryClasses> paths;
+  std::array<std::array<std::string, 2 * kShades>, kNumMemoryClasses> paths;  // The second half: with an outline.
   std::array<int, kNumMemoryClasses> count = {};
-  int boxes = 0;
   for (const proto::BufferProto& buffer : plan.buffers()) {
     const int c = buffer.memory_class() - 1;
     if ((buffer.program() != -1 && buffer.program() != index) || c < 0 || c >= kNumMemoryClasses) continue;
@@ -104,18 +104,19 @@ std::string Arena(const proto::PlanProto& plan, const proto::ProgramProto& progr
         (buffer.offset() + AlignedBytes(plan, buffer.size_bytes()) + scale.bytes_per_unit - 1) / scale.bytes_per_unit;
     const int64_t first = buffer.program() == -1 ? 0 : buffer.first();
     const int64_t last = buffer.program() == -1 ? columns - 1 : buffer.last();
-    ++boxes;
-    Box(paths[At(c)][At(count[At(c)]++ % kShades)], first, scale.units - top, last - first + 1, top - bottom);
+    const bool large = top - bottom > scale.units / kOutlinedShare && last - first + 1 > columns / kOutlinedShare;
+    const int kind = count[At(c)]++ % kShades + (large ? kShades : 0);
+    Box(paths[At(c)][At(kind)], first, scale.units - top, last - first + 1, top - bottom);
   }
   std::string text = PlotBegin("mt-plot", layout.left, layout.plot_top(), layout.plot_width(), layout.plot_height,
                                columns, scale.units);
   absl::StrAppend(&text, "<rect class=\"mt-free\" width=\"", columns, "\" height=\"", scale.units, "\"/>\n");
   for (int c = 0; c < kNumMemoryClasses; ++c) {
-    for (int shade = 0; shade < kShades; ++shade) {
-      const std::string& path = paths[At(c)][At(shade)];
+    for (int kind = 0; kind < 2 * kShades; ++kind) {
+      const std::string& path = paths[At(c)][At(kind)];
       if (path.empty()) continue;
       absl::StrAppend(&text, "<path class=\"mt-box mt-", MemoryClassName(MemoryClassAt(c)),
-                      shade == 0 ? "" : " mt-shade", boxes <= kOutlinedBuffers ? " mt-line" : "", "\" d=\"", path,
+                      kind % kShades == 0 ? "" : " mt-shade", kind >= kShades ? " mt-line" : "", "\" d=\"", path,
                       "\"/>\n");
     }
   }
@@ -133,18 +134,27 @@ std::string TimeAxis(const proto::ProgramProto& program, const ChartLayout& layo
   std::array<std::string, kNumPhases> paths;
   std::array<std::pair<int, int>, kNumPhases> longest = {};  // Begin and length.
   std::string recomputed;
+  // A view runs no code: it is of the phase that it lies in.
+  const auto phase_of = [&](int i, Phase before) {
+    const proto::InstructionProto& instruction = program.instructions(i);
+    const OpDef* op = FindOp(instruction.op());
+    return op != nullptr && op->is_view ? before : ParsePhase(instruction.phase()).value_or(before);
+  };
+  Phase phase = Phase::kForward;
   int begin = 0;
-  for (int i = 0; i <= program.instructions_size(); ++i) {
-    const bool ends =
-        i == program.instructions_size() || program.instructions(i).phase() != program.instructions(begin).phase();
-    if (i > begin && ends) {
-      const size_t p = static_cast<size_t>(ParsePhase(program.instructions(begin).phase()).value_or(Phase::kForward));
-      Box(paths[p], begin, 0, i - begin, 10);
-      if (i - begin > longest[p].second) longest[p] = {begin, i - begin};
-      begin = i;
-    }
-    if (i < program.instructions_size() && program.instructions(i).recompute()) Box(recomputed, i, 7, 1, 3);
+  const auto end_run = [&](int end) {
+    const size_t p = static_cast<size_t>(phase);
+    if (end > begin) Box(paths[p], begin, 0, end - begin, 10);
+    if (end - begin > longest[p].second) longest[p] = {begin, end - begin};
+    begin = end;
+  };
+  for (int i = 0; i < program.instructions_size(); ++i) {
+    const Phase next = phase_of(i, phase);
+    if (next != phase) end_run(i);
+    phase = next;
+    if (program.instructions(i).recompute()) Box(recomputed, i, 7, 1, 3);
   }
+  end_run(program.instructions_size());
   std::string text =
       PlotBegin("mt-phases", layout.left, layout.phase_top(), layout.plot_width(), layout.phase_height, columns, 10);
   for (int p = 0; p < kNumPhases; ++p) {

@@ -10,9 +10,8 @@ main{max-width:1240px;margin:0 auto;padding:20px}
 h1{font-size:22px;margin:0 0 4px}
 h2{font-size:15px;margin:26px 0 8px}
 .sub{color:var(--muted);margin:0 0 14px;overflow-wrap:anywhere}
-.facts{display:flex;flex-wrap:wrap;gap:10px 28px;margin:0 0 14px}
-.facts div{min-width:90px}
-.facts b{display:block;font-size:18px;font-variant-numeric:tabular-nums}
+.facts{display:flex;flex-wrap:wrap;gap:8px 24px;margin:0 0 14px}
+.facts b{display:block;font-size:17px;font-variant-numeric:tabular-nums}
 .facts span{color:var(--muted);font-size:12px}
 .tabs{display:flex;gap:6px;flex-wrap:wrap;margin:12px 0}
 .tabs button{font:inherit;color:var(--ink);background:var(--free);border:1px solid var(--line);border-radius:6px;padding:4px 12px;cursor:pointer}
@@ -93,7 +92,7 @@ absl::string_view PageScript() {
     const over = make(box, 'svg', 'over');
     set(over, {viewBox: '0 0 ' + L.width + ' ' + L.height});
     const clip = make(over, 'svg');
-    set(clip, {x: L.left, y: L.top, width: L.plotWidth, height: L.plotHeight, preserveAspectRatio: 'none'});
+    set(clip, {x: L.left, y: L.top, width: L.plotWidth, height: L.plotHeight, preserveAspectRatio: 'none', viewBox: '0 0 ' + N + ' ' + U});
     const matches = make(clip, 'path', 'found'), mark = make(clip, 'rect', 'mark');
     const cross = make(over, 'path', 'cross'), dragged = make(over, 'rect', 'drag');
 
@@ -126,7 +125,7 @@ absl::string_view PageScript() {
         const sy = steps(high - low, 8, s => s * 2);
         for (let v = Math.ceil(low / sy) * sy; v <= high; v += sy) {
           const y = L.top + L.plotHeight * (high - v) / (high - low);
-          tick(yticks, L.left - 9, y + 4, 'end', size(v));
+          tick(yticks, L.left - 9, y + 4, 'end', size(v).replace('.0 ', ' '));
         }
       }
     }
