@@ -252,7 +252,7 @@ const PassDef kBf16Pass = {
         "several gradients in f32.",
     .options = kBf16Options,
     .source = "Kalamkar et al., \"A Study of BFLOAT16 for Deep Learning Training\" (2019)",
-    .tolerance = 3e-2,
+    .tolerance = 1e-2,
     .also_known_as = kBf16Names,
     .run = Bf16,
 };
