@@ -27,7 +27,7 @@ constexpr char kFast[] = "bf16,flash,chunked_loss,pad_vocab,fuse,remat:free";
 constexpr char kSmall[] = "bf16,flash,chunked_loss,pad_vocab,fuse,remat";
 constexpr char kSmall8[] = "bf16,flash,chunked_loss,pad_vocab,fuse,remat,adamw8bit";
 
-struct Row {
+struct Configuration {
   std::string table, name, model;
   int64_t batch, sequence;
   std::string target, passes;
@@ -35,7 +35,7 @@ struct Row {
 };
 
 // At or under these (MiB).
-void AddGoals(std::vector<Row>& rows) {
+void AddGoals(std::vector<Configuration>& rows) {
   struct Goal {
     std::string name, model;
     int64_t batch, sequence;
@@ -57,7 +57,7 @@ void AddGoals(std::vector<Row>& rows) {
 }
 
 // Measured with PyTorch on the cards named; GB of those tables are taken as GiB.
-void AddMeasured(std::vector<Row>& rows) {
+void AddMeasured(std::vector<Configuration>& rows) {
   const auto a40 = [&](const std::string& name, int64_t batch, const std::string& passes, double gib) {
     rows.push_back({"report", name, "gpt2_wide32k", batch, 256, "cuda:sm_86", passes, gib * 1024});
   };
@@ -110,7 +110,7 @@ void AddMeasured(std::vector<Row>& rows) {
   }
 }
 
-absl::StatusOr<nlohmann::ordered_json> PlanRow(const Row& row) {
+absl::StatusOr<nlohmann::ordered_json> PlanRow(const Configuration& row) {
   Job job{.spec = row.model};
   job.model.batch = row.batch;
   job.model.sequence = row.sequence;
@@ -141,7 +141,7 @@ absl::StatusOr<nlohmann::ordered_json> PlanRow(const Row& row) {
                                 {"live", live}};
 }
 
-void PrintRow(const Row& row, const nlohmann::ordered_json& json) {
+void PrintRow(const Configuration& row, const nlohmann::ordered_json& json) {
   if (json.contains("error")) {
     std::cout << absl::StrFormat("%-44s %s\n", row.name, json["error"].get<std::string>());
     return;
@@ -166,13 +166,13 @@ void PrintRow(const Row& row, const nlohmann::ordered_json& json) {
 int main(int argc, char** argv) {
   bool as_json = false;
   std::vector<std::string> tables;
-  std::vector<mt::Row> rows;
+  std::vector<mt::Configuration> rows;
   mt::AddGoals(rows);
   mt::AddMeasured(rows);
   for (int i = 1; i < argc; ++i) {
     const std::string argument = argv[i];
     const bool is_table =
-        std::any_of(rows.begin(), rows.end(), [&](const mt::Row& row) { return row.table == argument; });
+        std::any_of(rows.begin(), rows.end(), [&](const mt::Configuration& row) { return row.table == argument; });
     if (argument == "--json") {
       as_json = true;
     } else if (is_table) {
@@ -184,7 +184,7 @@ int main(int argc, char** argv) {
   }
   std::string table;
   bool failed = false;
-  for (const mt::Row& row : rows) {
+  for (const mt::Configuration& row : rows) {
     if (!tables.empty() && std::find(tables.begin(), tables.end(), row.table) == tables.end()) continue;
     const absl::StatusOr<nlohmann::ordered_json> planned = mt::PlanRow(row);
     nlohmann::ordered_json json = {{"table", row.table}, {"row", row.name},     {"model", row.model},

@@ -27,7 +27,7 @@ using ::testing::StartsWith;
 
 Job SmallJob(const std::string& passes, const std::string& target = "cpu") {
   Job job{.spec = "tiny_char"};
-  job.model.sets = {"layers=2", "width=32", "heads=2", "ffn_width=64", "vocab_size=50", "max_sequence=16"};
+  job.model.sets = {"layers=1", "width=32", "heads=2", "ffn_width=64", "vocab_size=50", "max_sequence=16"};
   job.options.passes = passes;
   job.options.target = target;
   return job;
@@ -39,34 +39,46 @@ int64_t NeedsAt(Job job, int64_t batch, int64_t sequence) {
   if (sequence > 16) job.model.sets.push_back(absl::StrCat("max_sequence=", sequence));
   absl::StatusOr<std::unique_ptr<Module>> module = LoadModule(job);
   CHECK(module.ok()) << module.status();
-  const absl::StatusOr<proto::PlanProto> plan = Compile(*std::move(module), job.options);
+  CompileReport report;
+  const absl::StatusOr<proto::PlanProto> plan = PassesAndPlan(*std::move(module), job.options, report);
   CHECK(plan.ok()) << plan.status();
   return NeededBytes(*plan);
 }
 
-// Planning every size from 1 on.
-int64_t BruteForce(const Job& job, FitAxis axis, int64_t fixed, int64_t memory_bytes) {
-  for (int64_t size = 1;; ++size) {
-    const int64_t needs = axis == FitAxis::kBatch ? NeedsAt(job, size, fixed) : NeedsAt(job, fixed, size);
-    if (needs > memory_bytes) return size - 1;
+// Planning every size from 1 on: what each takes.
+std::vector<int64_t> NeedsFromOne(const Job& job, FitAxis axis, int64_t fixed, int64_t last) {
+  std::vector<int64_t> needs = {0};
+  for (int64_t size = 1; size <= last; ++size) {
+    needs.push_back(axis == FitAxis::kBatch ? NeedsAt(job, size, fixed) : NeedsAt(job, fixed, size));
   }
+  return needs;
+}
+
+// The largest size such that it and all smaller ones take at most this much.
+int64_t BruteForce(const std::vector<int64_t>& needs, int64_t memory_bytes) {
+  int64_t size = 1;
+  while (size < static_cast<int64_t>(needs.size()) && needs[static_cast<size_t>(size)] <= memory_bytes) ++size;
+  CHECK(size < static_cast<int64_t>(needs.size())) << "not enough sizes";
+  return size - 1;
 }
 
 TEST(FitTest, IsWhatPlanningEveryBatchGives) {
   for (const std::string& passes : FitPipelines(SmallJob("default"))) {
     Job job = SmallJob(passes);
     job.model.sequence = 16;
-    for (const int64_t batch : {3, 17, 40}) {
-      const int64_t memory = NeedsAt(job, batch, 16) + 1000;
-      ASSERT_OK_AND_ASSIGN(const FitResult fit, FitLargest(job, FitAxis::kBatch, memory));
-      EXPECT_EQ(fit.largest, BruteForce(job, FitAxis::kBatch, 16, memory)) << passes;
-      EXPECT_EQ(fit.needs_bytes, NeedsAt(job, fit.largest, 16)) << passes;
-      EXPECT_EQ(fit.next, fit.largest + 1);
-      EXPECT_EQ(fit.next_needs_bytes, NeedsAt(job, fit.next, 16)) << passes;
-      EXPECT_EQ(fit.short_bytes, fit.next_needs_bytes - memory);
-      EXPECT_GT(fit.short_bytes, 0);
-      EXPECT_EQ(fit.planned.at(fit.largest), fit.needs_bytes);
-      EXPECT_EQ(fit.planned.count(fit.largest - 1), 1u) << "the sizes below were not looked at";
+    const std::vector<int64_t> needs = NeedsFromOne(job, FitAxis::kBatch, 16, 45);
+    for (const size_t batch : {3, 17, 40}) {
+      for (const int64_t memory : {needs[batch], needs[batch] + 1000, needs[batch] - 1}) {
+        ASSERT_OK_AND_ASSIGN(const FitResult fit, FitLargest(job, FitAxis::kBatch, memory));
+        EXPECT_EQ(fit.largest, BruteForce(needs, memory)) << passes;
+        EXPECT_EQ(fit.needs_bytes, needs[static_cast<size_t>(fit.largest)]) << passes;
+        EXPECT_EQ(fit.next, fit.largest + 1);
+        EXPECT_EQ(fit.next_needs_bytes, needs[static_cast<size_t>(fit.next)]) << passes;
+        EXPECT_EQ(fit.short_bytes, fit.next_needs_bytes - memory);
+        EXPECT_GT(fit.short_bytes, 0);
+        EXPECT_EQ(fit.planned.at(fit.largest), fit.needs_bytes);
+        EXPECT_EQ(fit.planned.count(fit.largest - 1), 1u) << "the sizes below were not looked at";
+      }
     }
   }
 }
@@ -75,9 +87,9 @@ TEST(FitTest, IsWhatPlanningEverySequenceGives) {
   for (const std::string passes : {"none", "flash"}) {
     Job job = SmallJob(passes);
     job.model.batch = 2;
-    const int64_t memory = NeedsAt(job, 2, 37);
-    ASSERT_OK_AND_ASSIGN(const FitResult fit, FitLargest(job, FitAxis::kSequence, memory));
-    EXPECT_EQ(fit.largest, BruteForce(job, FitAxis::kSequence, 2, memory)) << passes;
+    const std::vector<int64_t> needs = NeedsFromOne(job, FitAxis::kSequence, 2, 45);
+    ASSERT_OK_AND_ASSIGN(const FitResult fit, FitLargest(job, FitAxis::kSequence, needs[37]));
+    EXPECT_EQ(fit.largest, BruteForce(needs, needs[37])) << passes;
     EXPECT_GE(fit.largest, 37);
   }
 }
@@ -90,7 +102,7 @@ TEST(FitTest, CountsTheContextOfTheTarget) {
   EXPECT_GT(memory, context);
   ASSERT_OK_AND_ASSIGN(const FitResult fit, FitLargest(job, FitAxis::kBatch, memory));
   EXPECT_GE(fit.largest, 9);
-  EXPECT_EQ(fit.largest, BruteForce(job, FitAxis::kBatch, 16, memory));
+  EXPECT_EQ(fit.largest, BruteForce(NeedsFromOne(job, FitAxis::kBatch, 16, 12), memory));
 }
 
 TEST(FitTest, NothingFits) {
@@ -124,10 +136,10 @@ TEST(ChooseTest, WithPass) {
 
 // Long enough that attention and the loss are what counts.
 Job LongJob(const std::string& passes) {
-  Job job = SmallJob(passes);
+  Job job{.spec = "tiny_char"};
+  job.model.sets = {"layers=2", "width=128", "heads=2", "ffn_width=256", "vocab_size=50", "max_sequence=1024"};
+  job.options.passes = passes;
   job.model.batch = 8;
-  job.model.sequence = 128;
-  job.model.sets.back() = "max_sequence=128";
   return job;
 }
 
@@ -182,7 +194,7 @@ TEST(ChooseTest, RefusalSaysWhatIsLiveAndWhatWouldFit) {
                                    FormatBytes(memory), ": ", FormatBytes(plan.arena_bytes() - memory), " short"));
   EXPECT_THAT(lines[2], AllOf(StartsWith(absl::StrCat("  peak at train ", peak.name, ": parameters ")),
                               HasSubstr(" | optimizer_state "), HasSubstr(" | activations ")));
-  EXPECT_THAT(lines[3], AllOf(StartsWith("  largest live: "), HasSubstr("f32[8,2,128,128] 1.0 MiB x ")));
+  EXPECT_THAT(lines[3], AllOf(StartsWith("  largest live: "), HasSubstr("f32[8,2,1024,1024] 64.0 MiB x 2")));
   EXPECT_EQ(lines[4], "  what would fit (each one planned just now):");
   // Each line is true: typed, it fits, and takes what the line says.
   bool has_batch = false, has_passes = false;
@@ -243,8 +255,8 @@ TEST(PeakTest, TensorsAlikeAreOne) {
     if (tensor.name != "adamw.m.h*.mlp.up.weight" && tensor.name != "adam.m.h*.mlp.up.weight") continue;
     found = true;
     EXPECT_EQ(tensor.count(), 2);
-    EXPECT_EQ(tensor.type, "f32[32,64]");
-    EXPECT_EQ(tensor.bytes, 2 * 32 * 64 * 4);
+    EXPECT_EQ(tensor.type, "f32[128,256]");
+    EXPECT_EQ(tensor.bytes, 2 * 128 * 256 * 4);
   }
   std::string names;
   for (const LiveTensor& tensor : peak.tensors) absl::StrAppend(&names, tensor.name, " ", tensor.type, "\n");
