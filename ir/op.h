@@ -113,7 +113,7 @@ struct OpDef {
   absl::Span<const absl::string_view> operands;  // Names. A last name ending in "*" is variadic (zero or more), names
                                                  // ending in "?" are present where the bool attribute of that name
                                                  // without "?" is true.
-  absl::Span<const absl::string_view> results;
+  absl::Span<const absl::string_view> results;  // Names. A last name ending in "*" is variadic (zero or more).
   absl::Span<const AttrSpec> attrs = {};
   InferFn infer = nullptr;       // Required.
   GradFn grad = nullptr;         // Null and no expr: not differentiable.
@@ -155,6 +155,9 @@ const DerivedOp* FindDerivative(const OpDef& op, int index);
 
 // Operand names of a node of `op` with these attributes and this many operands; an error where the count does not fit.
 absl::StatusOr<std::vector<std::string>> OperandNames(const OpDef& op, const Attrs& attrs, int64_t count);
+
+// The name of result `index` of a node of `op`: "dx", or "y3" where it is one of "y*".
+std::string ResultName(const OpDef& op, int index);
 
 // Checks operand count, completes `attrs`, infers. The one way result types come about. Errors: InvalidArgument.
 absl::StatusOr<std::vector<TensorType>> InferTypes(const OpDef& op, absl::Span<const TensorType> operands,

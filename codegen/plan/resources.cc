@@ -1,6 +1,10 @@
 #include "codegen/plan/resources.h"
 
 #include <algorithm>
+#include <memory>
+#include <string>
+
+#include "ir/base/check.h"
 
 namespace mt {
 namespace {
@@ -54,6 +58,14 @@ int64_t CpuChunkedLossWorkspace(absl::Span<const TensorType> operands, absl::Spa
   return TileCpuChunkedLoss(operands[0], operands[1], attrs).workspace_bytes;
 }
 
+// Of attributes that infer has seen.
+int64_t CpuFusedWorkspace(absl::Span<const TensorType>, absl::Span<const TensorType>, const Attrs& attrs) {
+  const absl::StatusOr<std::shared_ptr<const Region>> region =
+      ParseRegion(attrs.Int("rows"), attrs.Int("width"), attrs.Get<std::string>("region"));
+  CHECK(region.ok()) << region.status();
+  return CpuRegionWorkspace(**region);
+}
+
 struct WorkspaceRow {
   absl::string_view op;
   int64_t (*bytes)(absl::Span<const TensorType> operands, absl::Span<const TensorType> results, const Attrs& attrs);
@@ -69,9 +81,16 @@ constexpr WorkspaceRow kCpuRows[] = {
     {"chunked_loss", CpuChunkedLossWorkspace},
     {"chunked_loss_grad", CpuChunkedLossWorkspace},
     {"chunked_loss_bias_grad", CpuChunkedLossWorkspace},
+    {"fused", CpuFusedWorkspace},
 };
 
 }  // namespace
+
+int64_t CpuRegionWorkspace(const Region& region) {
+  int64_t columns = 0;
+  for (const RegionResult& result : region.results) columns += result.kind == RegionResult::Kind::kColumns ? 1 : 0;
+  return columns * CpuRowChunks(region.rows).count * F32Bytes(region.width);
+}
 
 RowChunks CpuRowChunks(int64_t rows) {
   const int64_t chunk = std::max<int64_t>(32, CeilDiv(rows, 64));

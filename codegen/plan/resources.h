@@ -8,6 +8,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 #include "ir/op.h"
+#include "ir/region.h"
 #include "ir/target.h"
 
 namespace mt {
@@ -91,6 +92,9 @@ struct RowChunks {
   int64_t count;
 };
 RowChunks CpuRowChunks(int64_t rows);
+
+// The column sums of each chunk of a region's rows, f32 [column results, chunks, width].
+int64_t CpuRegionWorkspace(const Region& region);
 
 // Elements of one partial sum of global_norm.
 inline constexpr int64_t kCpuNormChunk = int64_t{64} << 10;

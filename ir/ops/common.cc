@@ -71,9 +71,9 @@ int64_t TotalBytes(absl::Span<const TensorType> types) {
 absl::Status OnlyResult0HasGradient(const GradContext& context) {
   for (size_t i = 1; i < context.result_grads.size(); ++i) {
     if (!context.result_grads[i]) continue;
-    return absl::UnimplementedError(absl::StrCat(context.node.op().name, " \"", context.node.name(),
-                                                 "\": a gradient arrives at result ", context.node.op().results[i],
-                                                 ", which is not differentiable"));
+    return absl::UnimplementedError(
+        absl::StrCat(context.node.op().name, " \"", context.node.name(), "\": a gradient arrives at result ",
+                     ResultName(context.node.op(), static_cast<int>(i)), ", which is not differentiable"));
   }
   return absl::OkStatus();
 }

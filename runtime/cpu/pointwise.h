@@ -4,6 +4,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "ir/region.h"
 #include "ir/scalar.h"
 #include "runtime/backend.h"
 #include "runtime/cpu/thread_pool.h"
@@ -18,6 +19,12 @@ namespace mt {
 absl::StatusOr<Thunk> BindScalarProgram(const ScalarProgram& program, absl::Span<const Tensor> operands,
                                         absl::Span<const Tensor> results, ThreadPool& pool,
                                         const VectorMath& math = BestVectorMath());
+
+// The region over its operands, in one pass; column sums take `workspace` (CpuRegionWorkspace bytes). A result may lie
+// exactly over an operand of its type that the region reads at the same place alone. The same bits and errors as above.
+absl::StatusOr<Thunk> BindRegion(const Region& region, absl::Span<const Tensor> operands,
+                                 absl::Span<const Tensor> results, std::byte* workspace, ThreadPool& pool,
+                                 const VectorMath& math = BestVectorMath());
 
 }  // namespace mt
 
