@@ -181,6 +181,19 @@ absl::StatusOr<bool> Flash(Module& module, const Attrs& options, PassContext& co
       absl::StrCat("module @", module.name(), " has no attention, no softmax; flash has nothing to do: leave it out"));
 }
 
+// There is a softmax, and each is an attention that flash can take.
+bool HasAttention(const Module& module) {
+  bool found = false;
+  for (const auto& graph : module.graphs()) {
+    for (Node* node : graph->Nodes()) {
+      if (!IsOp(*node, "softmax")) continue;
+      if (!MatchAttention(*graph, node).ok()) return false;
+      found = true;
+    }
+  }
+  return found;
+}
+
 constexpr PassOption kOptions[] = {
     {.name = "window",
      .kind = AttrKind::kString,
@@ -198,6 +211,7 @@ const PassDef kFlashPass = {
     .source = "Dao, \"FlashAttention-2: Faster Attention with Better Parallelism and Work Partitioning\" (2023)",
     .tolerance = 1e-5,
     .also_known_as = kAlsoKnownAs,
+    .applies = HasAttention,
     .run = Flash,
 };
 

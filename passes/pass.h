@@ -60,6 +60,8 @@ struct PassDef {
   double tolerance = 0;           // How far results may move, relative; 0: bitwise equal.
   absl::Span<const absl::string_view> also_known_as = {};  // For did-you-mean: "gradient_checkpointing".
   bool always_on = false;                                  // Runs in every pipeline and cannot be named in --passes.
+  // Whether the pass has anything to do on a module at its stage. Null: always. A named pipeline goes without the
+  // passes that have not; naming such a pass is an error or a warning of its own.
   bool (*applies)(const Module& module) = nullptr;
   PassFn run = nullptr;
 };

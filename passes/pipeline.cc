@@ -1,7 +1,9 @@
 #include "passes/pipeline.h"
 
+#include <algorithm>
 #include <map>
 #include <optional>
+#include <utility>
 
 #include "absl/algorithm/container.h"
 #include "absl/strings/ascii.h"
@@ -90,7 +92,7 @@ std::string Suggestion(absl::string_view likely) {
 
 // A pass chosen by the user.
 struct Choice {
-  size_t column = 0;
+  size_t column = 0;  // 0: by a named pipeline.
   Attrs options;
 };
 using Choices = std::map<const PassDef*, Choice>;
@@ -202,7 +204,14 @@ class PipelineParser {
 
   absl::StatusOr<Attrs> ParseOptions(const PassDef& pass, const Element& element) const {
     Attrs options;
-    for (const TypedOption& typed : element.options) {
+    for (TypedOption typed : element.options) {
+      if (!typed.value && absl::ascii_isdigit(static_cast<unsigned char>(typed.key[0]))) {  // accumulate:8
+        const auto required =
+            absl::c_find_if(pass.options, [](const PassOption& candidate) { return candidate.default_text.empty(); });
+        if (required != pass.options.end()) {
+          typed.value = std::exchange(typed.key, std::string(required->name));
+        }
+      }
       const auto option =
           absl::c_find_if(pass.options, [&](const PassOption& candidate) { return candidate.name == typed.key; });
       if (option == pass.options.end()) {
@@ -323,6 +332,15 @@ absl::Status Pipeline::SetOption(absl::string_view pass, absl::string_view optio
   return absl::InvalidArgumentError(absl::StrCat("the pipeline has no option ", pass, ":", option));
 }
 
+void Pipeline::KeepWhatApplies(const Module& module) {
+  steps.erase(std::remove_if(steps.begin(), steps.end(),
+                             [&](const PipelineStep& step) {
+                               return step.where_it_applies && step.pass->applies != nullptr &&
+                                      !step.pass->applies(module);
+                             }),
+              steps.end());
+}
+
 absl::StatusOr<Pipeline> ParsePipeline(absl::string_view text, absl::string_view target, const PassRegistry& registry) {
   ASSIGN_OR_RETURN(const Choices choices, PipelineParser(target, registry).Parse(text));
   Pipeline pipeline;
@@ -330,7 +348,8 @@ absl::StatusOr<Pipeline> ParsePipeline(absl::string_view text, absl::string_view
     if (pass->always_on) {
       pipeline.steps.push_back({.pass = pass, .options = DefaultOptions(*pass)});
     } else if (const auto choice = choices.find(pass); choice != choices.end()) {
-      pipeline.steps.push_back({.pass = pass, .options = choice->second.options});
+      pipeline.steps.push_back(
+          {.pass = pass, .options = choice->second.options, .where_it_applies = choice->second.column == 0});
     }
   }
   return pipeline;

@@ -6,6 +6,7 @@
 //     edit     := '+' pass | '-' name
 //     pass     := name (':' option)*
 //     option   := key '=' value | flag    flag: a bool set to true
+//               | number                  of the option that the pass requires: accumulate:8
 //
 // NAMED is "default" or "none". "-" and "_" are equal in names and keys.
 #ifndef MT_PASSES_PIPELINE_H_
@@ -24,7 +25,8 @@ namespace mt {
 
 struct PipelineStep {
   const PassDef* pass = nullptr;
-  Attrs options;  // Complete.
+  Attrs options;                  // Complete.
+  bool where_it_applies = false;  // Chosen by a named pipeline: left out where the pass has nothing to do.
   friend bool operator==(const PipelineStep& a, const PipelineStep& b) {
     return a.pass == b.pass && a.options == b.options;
   }
@@ -41,6 +43,8 @@ struct Pipeline {
   // Sets an option of a pass that is in the pipeline; `value` as typed in pipeline text. For the options of always-on
   // passes, which belong to the driver. Errors: InvalidArgument.
   absl::Status SetOption(absl::string_view pass, absl::string_view option, absl::string_view value);
+  // Leaves out what a named pipeline chose and `module`, as built, has nothing for.
+  void KeepWhatApplies(const Module& module);
 
   friend bool operator==(const Pipeline& a, const Pipeline& b) { return a.steps == b.steps; }
   friend bool operator!=(const Pipeline& a, const Pipeline& b) { return !(a == b); }
