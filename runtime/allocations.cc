@@ -14,7 +14,7 @@ namespace {
 std::atomic<bool> counting{false};
 std::atomic<int64_t> count{0}, bytes{0}, small_count{0}, small_bytes{0};
 
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) && defined(__GLIBC__)
+#if !defined(MT_SANITIZED) && defined(__GLIBC__)
 #define MT_COUNTS_ALLOCATIONS 1
 void Count(size_t size) {
   if (!counting.load(std::memory_order_relaxed)) return;

@@ -170,6 +170,13 @@ TEST_F(EndToEnd, LlamaStyleTrains) {
   ASSERT_EQ(step.code, 0) << step.err;
   const Json summary = folder_->ReadJson("llama/summary.json");
   EXPECT_LT(summary["eval"]["val"]["loss"], summary["eval"]["val"]["unigram_entropy"]);
+
+  // With a corpus of another vocabulary both tools print what makes a fitting one.
+  for (const char* command : {"mtc compile parallel_block --data corpus", "mtrun parallel.plan --data corpus"}) {
+    const Outcome refused = Run(command);
+    EXPECT_NE(refused.code, 0);
+    EXPECT_THAT(refused.err, HasSubstr("mtcorpus prep --input TEXT --out DIR --tokenizer bpe:512")) << command;
+  }
   EXPECT_EQ(folder_->ReadJson("llama/memory.json")["agree"], true);
 }
 
@@ -222,7 +229,7 @@ int64_t PeakOfOneStep(const std::string& plan, const std::string& corpus) {
 }
 
 TEST_F(EndToEnd, PeakResidentBytesDifferAsThePlansDo) {
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#ifdef MT_SANITIZED
   GTEST_SKIP() << "a sanitizer's shadow memory grows with the arena";
 #endif
   int64_t arena[2] = {}, peak[2] = {};

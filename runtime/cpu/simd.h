@@ -16,7 +16,7 @@
 // Vectors wider than the baseline's registers are passed only to functions that are always inlined.
 #pragma GCC diagnostic ignored "-Wpsabi"
 
-#if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#if defined(__x86_64__) && !defined(MT_SANITIZED)
 #define MT_CPU_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define MT_CPU_CLONES  // Sanitizers start after the loader has chosen a clone.
