@@ -31,8 +31,10 @@ absl::StatusOr<BoundTensor> BindTensor(const proto::PlanProto& plan, const proto
 }
 
 absl::StatusOr<KernelCall> MakeCall(const proto::PlanProto& plan, const proto::ProgramProto& program,
-                                    const proto::InstructionProto& instruction, std::byte* arena) {
+                                    const proto::InstructionProto& instruction, const proto::CudaInstructionProto* cuda,
+                                    std::byte* arena) {
   KernelCall call;
+  call.cuda = cuda;
   call.op = FindOp(instruction.op());
   CHECK(call.op != nullptr) << instruction.op();
   ASSIGN_OR_RETURN(call.attrs, AttrsFromProto(instruction.attrs()));
@@ -85,6 +87,7 @@ absl::StatusOr<std::unique_ptr<Executor>> Executor::Load(proto::PlanProto plan, 
   executor->plan_ = std::move(plan);
   executor->backend_ = std::move(backend);
   const proto::PlanProto& p = executor->plan_;
+  RETURN_IF_ERROR(executor->backend_->LoadCode(p));
   ASSIGN_OR_RETURN(executor->arena_, executor->backend_->AllocateArena(p.arena_bytes()));
   std::byte* arena = executor->arena_;
 
@@ -96,7 +99,9 @@ absl::StatusOr<std::unique_ptr<Executor>> Executor::Load(proto::PlanProto plan, 
     state.data = arena + p.buffers(placement.buffer()).offset();
     executor->states_.push_back(std::move(state));
   }
-  for (const proto::ProgramProto& proto : p.programs()) {
+  for (int index = 0; index < p.programs_size(); ++index) {
+    const proto::ProgramProto& proto = p.programs(index);
+    const proto::CudaProgramProto* code = index < p.cuda().programs_size() ? &p.cuda().programs(index) : nullptr;
     auto program = std::make_unique<Program>();
     program->proto_ = &proto;
     for (const proto::ProgramInput& input : proto.inputs()) {
@@ -111,7 +116,9 @@ absl::StatusOr<std::unique_ptr<Executor>> Executor::Load(proto::PlanProto plan, 
     for (int i = 0; i < proto.instructions_size(); ++i) {
       const proto::InstructionProto& instruction = proto.instructions(i);
       program->first_thunk_.push_back(static_cast<int>(program->thunks_.size()));
-      ASSIGN_OR_RETURN(const KernelCall call, MakeCall(p, proto, instruction, arena));
+      const proto::CudaInstructionProto* cuda = nullptr;
+      if (code != nullptr && i < code->instructions_size()) cuda = &code->instructions(i);
+      ASSIGN_OR_RETURN(const KernelCall call, MakeCall(p, proto, instruction, cuda, arena));
       if (call.op->is_view) continue;
       absl::StatusOr<Thunk> thunk = executor->backend_->Bind(call);
       if (!thunk.ok()) {
@@ -121,6 +128,7 @@ absl::StatusOr<std::unique_ptr<Executor>> Executor::Load(proto::PlanProto plan, 
       program->thunks_.push_back(*std::move(thunk));
     }
     program->first_thunk_.push_back(static_cast<int>(program->thunks_.size()));
+    ASSIGN_OR_RETURN(program->captured_, executor->backend_->Capture(program->thunks_));
     executor->programs_.push_back(std::move(program));
   }
   return executor;

@@ -44,6 +44,7 @@ class Program {
 
   // One execution.
   void Run() const {
+    if (captured_) return captured_();
     for (const Thunk& thunk : thunks_) thunk();
   }
   // Only instructions first..last-1 of the plan; views run no code.
@@ -54,6 +55,7 @@ class Program {
   const proto::ProgramProto* proto_ = nullptr;
   std::vector<BoundTensor> inputs_, outputs_;
   std::vector<Thunk> thunks_;
+  Thunk captured_;                // All of them at once, where the backend can.
   std::vector<int> first_thunk_;  // Of each instruction; one more at the end.
 };
 
