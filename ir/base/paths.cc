@@ -11,14 +11,27 @@ std::string ExecutableFolder() {
   return error ? "" : path.parent_path().string();
 }
 
-std::string ModelsFolder() {
+namespace {
+
+// share/mt/NAME of the tree that the executable is installed in; "" where there is none.
+std::string InstalledFolder(const char* name) {
   const std::string folder = ExecutableFolder();
   std::error_code error;
-  if (!folder.empty()) {
-    const std::filesystem::path installed = std::filesystem::path(folder).parent_path() / "share/mt/models";
-    if (std::filesystem::is_directory(installed, error)) return installed.string();
-  }
-  return MT_SOURCE_FOLDER "/models";
+  if (folder.empty()) return "";
+  const std::filesystem::path installed = std::filesystem::path(folder).parent_path() / "share/mt" / name;
+  return std::filesystem::is_directory(installed, error) ? installed.string() : "";
+}
+
+}  // namespace
+
+std::string ModelsFolder() {
+  const std::string installed = InstalledFolder("models");
+  return installed.empty() ? MT_SOURCE_FOLDER "/models" : installed;
+}
+
+std::string SuitesFolder() {
+  const std::string installed = InstalledFolder("suites");
+  return installed.empty() ? MT_SOURCE_FOLDER "/bench/suites" : installed;
 }
 
 }  // namespace mt

@@ -13,6 +13,9 @@ std::string ExecutableFolder();
 // tree it was built from. The path is returned even where neither exists.
 std::string ModelsFolder();
 
+// The same for the suites of mtlab: ../share/mt/suites, else bench/suites/.
+std::string SuitesFolder();
+
 }  // namespace mt
 
 #endif  // MT_IR_BASE_PATHS_H_

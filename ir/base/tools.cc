@@ -3,7 +3,7 @@
 namespace mt {
 
 absl::Span<const ToolDef* const> AllTools() {
-  static constexpr const ToolDef* kTools[] = {&kMtc, &kMtrun, &kMtcorpus};
+  static constexpr const ToolDef* kTools[] = {&kMtc, &kMtrun, &kMtcorpus, &kMtlab};
   return kTools;
 }
 

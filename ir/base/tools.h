@@ -11,6 +11,7 @@ namespace mt {
 extern const ToolDef kMtc;
 extern const ToolDef kMtrun;
 extern const ToolDef kMtcorpus;
+extern const ToolDef kMtlab;
 
 absl::Span<const ToolDef* const> AllTools();
 
