@@ -83,6 +83,34 @@ absl::StatusOr<int> InsertDonationCopies(Graph& graph) {
   return static_cast<int>(copies.size());
 }
 
+namespace {
+
+// The values that lead from `state` to `root` step by step, last first: each is read by the next step alone, which may
+// write over it, and the first one is written over the state. Empty where there is no such chain.
+std::vector<int> StepsBefore(const PlanGraph& plan, int root, int state) {
+  std::vector<int> steps;
+  for (int at = root;;) {
+    const PlanNode& node = plan.nodes[At(plan.values[At(at)].producer)];
+    int over = -1;
+    for (const auto& [result, operand] : node.in_place) {
+      if (result != at) continue;
+      if (operand == state) return steps;
+      if (over < 0 && plan.values[At(operand)].producer >= 0) over = operand;
+    }
+    if (over < 0) return {};
+    const PlanValue& value = plan.values[At(over)];
+    if (value.is_output || value.state >= 0 || value.readers.size() != 1) return {};
+    // The state must not be read by a later step besides.
+    if (std::any_of(node.reads.begin(), node.reads.end(), [&](const auto& read) { return read.first == state; })) {
+      return {};
+    }
+    steps.push_back(over);
+    at = over;
+  }
+}
+
+}  // namespace
+
 absl::StatusOr<PlanGraph> MakePlanGraph(const Graph& graph, absl::string_view target, int64_t alignment) {
   PlanGraph plan;
   plan.graph = &graph;
@@ -166,15 +194,22 @@ absl::StatusOr<PlanGraph> MakePlanGraph(const Graph& graph, absl::string_view ta
     }
   }
   for (const Output& output : graph.outputs()) {
+    plan.values[At(plan.values[At(value_index(output.value))].root)].is_output = true;
+  }
+  for (const Output& output : graph.outputs()) {
     const int root = plan.values[At(value_index(output.value))].root;
-    plan.values[At(root)].is_output = true;
     if (output.donates == nullptr) continue;
     const int state = value_index(output.donates->result());
     if (root == state) continue;
     CHECK(plan.values[At(root)].state < 0 && plan.values[At(root)].producer >= 0)
         << "a copy is missing: " << output.name;
     plan.values[At(root)].state = state;
-    const int writer = plan.values[At(root)].producer;
+    // A state may be added to in several steps, each in place of the one before: all lie in its buffer.
+    int writer = plan.values[At(root)].producer;
+    for (const int earlier : StepsBefore(plan, root, state)) {
+      plan.values[At(earlier)].state = state;
+      writer = plan.values[At(earlier)].producer;
+    }
     for (const int reader : plan.values[At(state)].readers) {
       if (reader != writer) edge(reader, writer);
     }

@@ -127,7 +127,7 @@ class GraphReader {
       absl::StatusOr<TensorType> type = TypeFromProto(input.type());
       if (!type.ok()) return Annotate(type.status(), what);
       const std::optional<Role> role = ParseRole(input.role());
-      if (!role) return Bad(what, ": ", Shown(input.role()), " is no role; known: data step parameter optimizer_state");
+      if (!role) return Bad(what, ": ", Shown(input.role()), " is no role; known: data step parameter optimizer_state gradient");
       ASSIGN_OR_RETURN(const Value value, graph_.AddInput(input.name(), *type, *role));
       nodes_[input.name()] = value.node;
     }
@@ -255,7 +255,7 @@ absl::StatusOr<State> StateFromProto(const proto::StateProto& from) {
   state.logical_dims.assign(from.logical_dims().begin(), from.logical_dims().end());
   if (!from.role().empty()) {
     const std::optional<Role> role = ParseRole(from.role());
-    if (!role) return Bad(Shown(from.role()), " is no role; known: parameter optimizer_state");
+    if (!role) return Bad(Shown(from.role()), " is no role; known: parameter optimizer_state gradient");
     state.role = *role;
   }
   if (!from.init().empty()) {

@@ -270,7 +270,7 @@ class Parser {
   absl::StatusOr<Role> ParsedRole(Cursor& cursor) const {
     const absl::string_view word = cursor.Word();
     const std::optional<Role> role = ParseRole(word);
-    if (!role) return Error("\"", Shown(word), "\" is no role; known: data step parameter optimizer_state");
+    if (!role) return Error("\"", Shown(word), "\" is no role; known: data step parameter optimizer_state gradient");
     return *role;
   }
 

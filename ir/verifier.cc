@@ -226,9 +226,11 @@ class GraphVerifier {
         absl::flat_hash_set<const Node*> donated;
         for (const Output& output : graph_.outputs()) donated.insert(output.donates);
         for (const Node* input : graph_.inputs()) {
-          if (input->role() == Role::kParameter && !donated.contains(input)) {
+          if (input->role() != Role::kParameter || donated.contains(input)) continue;
+          const Node* sum = graph_.FindInput(absl::StrCat("grad.", input->name()));
+          if (sum == nullptr || sum->role() != Role::kGradient || !donated.contains(sum)) {
             return Broken(Describe(*input), " is a parameter that no output donates; at stage ", stage,
-                          " every parameter is updated");
+                          " every parameter is updated, or its gradient added to a state");
           }
         }
         return absl::OkStatus();

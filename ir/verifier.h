@@ -11,7 +11,8 @@ namespace mt {
 // recompute_of refers to an equal node that may be repeated.
 // Donation: an output that donates takes over a state of its own name and type; one donor each. Whether it can be
 // written in place, and after whom, is the scheduler's to decide; otherwise a copy is made.
-// Stage: forward: no backward or optimizer nodes; training: an output "loss"; optimized: every parameter is donated.
+// Stage: forward: no backward or optimizer nodes; training: an output "loss"; optimized: every parameter is donated,
+// or its gradient is added to the state grad.NAME of role gradient.
 // Errors: Internal, naming graph, node and both facts.
 absl::Status VerifyGraph(const Graph& graph);
 // All graphs; states are well-formed and uniquely named; every state input of a graph agrees with the module's table.

@@ -156,14 +156,27 @@ absl::StatusOr<std::unique_ptr<Module>> ParseGraphFile(const SpecFile& file, con
   if ((*module)->FindGraph("train") == nullptr) {
     return absl::InvalidArgumentError(absl::StrCat(file.path, ": a model needs a graph named \"train\""));
   }
-  const std::pair<absl::string_view, std::optional<int64_t>> wanted[] = {
-      {"batch", options.batch}, {"sequence", options.sequence}, {"vocab_size", options.vocab_size}};
-  for (const auto& [name, value] : wanted) {
-    if (value && (*module)->fact(name, *value) != *value) {
-      return absl::InvalidArgumentError(absl::StrCat(file.path, ": the graph is written for ", name, " ",
-                                                     (*module)->fact(name), ", not ", *value,
-                                                     "; a raw graph's shapes are fixed: edit the file"));
+  std::optional<int64_t> batch = options.batch;
+  if (batch && options.microbatches != 1) {
+    const int64_t own = (*module)->fact("batch"), micro = options.microbatches;
+    if (*batch % micro != 0 || *batch / micro != own) {
+      return absl::InvalidArgumentError(absl::StrCat(file.path, ": the graph is written for batch ", own,
+                                                     ", which is that of a microbatch; ", micro, " of them are ",
+                                                     CheckedMultiply(own, micro).value_or(0), ", not ", *batch,
+                                                     "; leave out --batch or edit the file"));
     }
+    batch = own;
+  }
+  const std::pair<absl::string_view, std::optional<int64_t>> wanted[] = {
+      {"batch", batch}, {"sequence", options.sequence}, {"vocab_size", options.vocab_size}};
+  for (const auto& [name, value] : wanted) {
+    const int64_t written = (*module)->fact(name, value.value_or(0));
+    if (!value || written == *value) continue;
+    const std::string corpus = absl::StrCat(
+        ", or make a corpus of its vocabulary: mtcorpus prep --input TEXT --out DIR --tokenizer bpe:", written);
+    return absl::InvalidArgumentError(absl::StrCat(file.path, ": the graph is written for ", name, " ", written,
+                                                   ", not ", *value, "; a raw graph's shapes are fixed: edit the file",
+                                                   name == "vocab_size" ? corpus : ""));
   }
   return module;
 }
@@ -182,6 +195,11 @@ std::vector<std::string> ZooModels() {
   return names;
 }
 
+absl::StatusOr<bool> IsRawGraph(const std::string& spec) {
+  ASSIGN_OR_RETURN(const SpecFile file, FindSpec(spec));
+  return file.is_graph;
+}
+
 absl::StatusOr<proto::ModelSpec> LoadSpec(const std::string& spec, const ModelOptions& options) {
   ASSIGN_OR_RETURN(const SpecFile file, FindSpec(spec));
   if (file.is_graph) return absl::InvalidArgumentError(absl::StrCat(file.path, " is a raw graph, not a model spec"));
@@ -194,7 +212,17 @@ absl::StatusOr<std::unique_ptr<Module>> LoadModel(const std::string& spec, const
   ASSIGN_OR_RETURN(const proto::ModelSpec model, ParseSpec(file, options));
   const int64_t batch = options.batch.value_or(model.batch() == 0 ? 8 : model.batch());
   const int64_t sequence = options.sequence.value_or(model.max_sequence());
-  absl::StatusOr<std::unique_ptr<Module>> module = BuildTransformer(model, batch, sequence);
+  if (batch % options.microbatches != 0) {
+    std::vector<int64_t> divisors;
+    for (int64_t d = 2; d <= std::min<int64_t>(batch, 1 << 16) && divisors.size() < 8; ++d) {
+      if (batch % d == 0) divisors.push_back(d);
+    }
+    return absl::InvalidArgumentError(absl::StrCat(
+        "accumulate:", options.microbatches, " does not divide the batch of ", batch,
+        " into microbatches of one size; ", divisors.empty() ? "" : "use accumulate:", absl::StrJoin(divisors, " or :"),
+        divisors.empty() ? "" : ", or ", "change --batch"));
+  }
+  absl::StatusOr<std::unique_ptr<Module>> module = BuildTransformer(model, batch / options.microbatches, sequence);
   if (!module.ok()) return Annotate(module.status(), file.path);
   return module;
 }

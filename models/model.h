@@ -21,6 +21,9 @@ struct ModelOptions {
   std::optional<int64_t> batch, sequence;
   std::optional<int64_t> vocab_size;  // Of the corpus.
   std::vector<std::string> sets;      // "layers=4", "activation=SWIGLU": fields of ModelSpec.
+  // The graphs are of batch / microbatches, for the pass accumulate, which multiplies the fact "batch" again. A raw
+  // graph's batch is written out: it is that of a microbatch.
+  int64_t microbatches = 1;
 };
 
 // The zoo's names, sorted: models/NAME.textproto and models/NAME.graph.textproto.
@@ -29,6 +32,9 @@ std::vector<std::string> ZooModels();
 // SPEC is a file, or a name of the zoo: a ModelSpec, or a ModuleProto where the file name ends in ".graph.textproto".
 // Errors: NotFound (lists the zoo), InvalidArgument (bad spec; names the field, the fact and what is expected).
 absl::StatusOr<std::unique_ptr<Module>> LoadModel(const std::string& spec, const ModelOptions& options);
+
+// Whether SPEC is a raw graph, whose shapes are fixed. Errors: NotFound.
+absl::StatusOr<bool> IsRawGraph(const std::string& spec);
 
 // The spec in a file or of the zoo, with `options.sets` applied. Errors: as LoadModel; InvalidArgument for a raw graph.
 absl::StatusOr<proto::ModelSpec> LoadSpec(const std::string& spec, const ModelOptions& options);

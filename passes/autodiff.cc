@@ -17,6 +17,7 @@ namespace {
 
 // An output that stands for the loss: fp16's, scaled.
 constexpr absl::string_view kScaledLoss = "scaled_loss";
+constexpr absl::string_view kGradientPrefix = "grad.";
 // Attributes of rows: an operand that the result is summed into, and a result in f32.
 constexpr absl::string_view kAccumulator = "accumulator", kF32Result = "f32_result";
 
@@ -56,6 +57,7 @@ class Differentiator {
     }
     FindPath(seed.node);
     CountReaders();
+    BeginSums();
     const Phase phase = graph_.phase();
     graph_.set_phase(Phase::kBackward);
     builder_.set_path("loss.grad");
@@ -113,6 +115,20 @@ class Differentiator {
     if (!HasDerivedRows(node.op()) || node.operands().size() != 1) return false;
     const DerivedOp* derived = FindDerivative(node.op(), 0);
     return derived != nullptr && derived->is_identity && node.operands()[0].type().dims == node.result_types()[0].dims;
+  }
+
+  // Where a state grad.NAME holds the sum over earlier microbatches, the gradients are added to it.
+  void BeginSums() {
+    for (Node* input : graph_.inputs()) {
+      if (input->role() != Role::kParameter) continue;
+      Node* sum = SumOf(*input);
+      if (sum != nullptr) gradients_[input->result()] = sum->result();
+    }
+  }
+  Node* SumOf(const Node& parameter) const {
+    Node* sum = graph_.FindInput(absl::StrCat(kGradientPrefix, parameter.name()));
+    const TensorType type = {DType::kF32, parameter.result().type().dims};
+    return sum != nullptr && sum->role() == Role::kGradient && sum->result().type() == type ? sum : nullptr;
   }
 
   void CountReaders() {
@@ -173,8 +189,16 @@ class Differentiator {
     const std::string name = node.name().empty() ? "" : absl::StrCat(node.name(), ".grad");
     SetNames(operand_grads, name);
     builder_.set_path(name);
-    for (size_t i = 0; i < count; ++i) {
-      if (wants[i] && operand_grads[i]) RETURN_IF_ERROR(Contribute(node.operands()[i], operand_grads, i));
+    // A result that can take over a sum comes before the others of its node.
+    const auto takes_sum = [&](size_t i) {
+      const Value gradient = operand_grads[i];
+      return gradient.node->num_results() > 1 && gradient.node->op().has_accumulator && gradient.index == 0;
+    };
+    for (const bool first : {true, false}) {
+      for (size_t i = 0; i < count; ++i) {
+        if (!wants[i] || !operand_grads[i] || takes_sum(i) != first) continue;
+        RETURN_IF_ERROR(Contribute(node.operands()[i], operand_grads, i));
+      }
     }
     return absl::OkStatus();
   }
@@ -251,21 +275,43 @@ class Differentiator {
     return builder_.status();
   }
 
-  // The node `maker`, which nobody reads yet, with other operands and attributes; in `values` the new one stands for
-  // it.
+  // The node `maker`, which is new, with other operands and attributes; in `values` and for those who read its other
+  // results the new one stands for it.
   absl::StatusOr<Node*> Remake(Node* maker, absl::Span<const Value> operands, Attrs attrs, std::vector<Value>& values) {
     ASSIGN_OR_RETURN(Node * made, graph_.AddNode(maker->op(), operands, std::move(attrs), maker->name()));
     for (Value& value : values) {
       if (value.node == maker) value.node = made;
     }
+    for (int i = 1; i < maker->num_results(); ++i) graph_.ReplaceAllUses(maker->result(i), made->result(i));
     named_.erase(maker);
     graph_.RemoveNode(maker);
     return made;
   }
 
-  // A backward node whose results nobody reads and no gradient holds.
+  // A backward node of which no gradient holds a result and nobody reads the first.
   bool IsNew(const Node& node) const {
-    return node.phase() == Phase::kBackward && !held_.contains(&node) && node.uses().empty();
+    const auto is_first = [&](Value value) { return value == node.result(0); };
+    return node.phase() == Phase::kBackward && !held_.contains(&node) &&
+           absl::c_none_of(
+               node.uses(),
+               [&](const Use& use) { return is_first(use.node->operands()[static_cast<size_t>(use.operand)]); }) &&
+           absl::c_none_of(graph_.outputs(), [&](const Output& output) { return is_first(output.value); });
+  }
+
+  // True if `node` is computed from `maker`: from another result than the first, which nobody reads.
+  static bool DependsOn(const Node* node, const Node& maker) {
+    if (maker.uses().empty()) return false;
+    absl::flat_hash_set<const Node*> seen = {node};
+    std::vector<const Node*> todo = {node};
+    while (!todo.empty()) {
+      const Node* next = todo.back();
+      todo.pop_back();
+      if (next == &maker) return true;
+      for (const Value& operand : next->operands()) {
+        if (seen.insert(operand.node).second) todo.push_back(operand.node);
+      }
+    }
+    return false;
   }
 
   // True if the op that makes `gradient` is new and can take `sum` as its accumulator. It must not read `sum` besides:
@@ -273,6 +319,7 @@ class Differentiator {
   bool Accumulates(Value gradient, Value sum) const {
     const Node& maker = *gradient.node;
     if (!IsNew(maker) || !maker.op().has_accumulator || maker.attrs().Bool(kAccumulator) || gradient.index != 0 ||
+        DependsOn(sum.node, maker) ||
         absl::c_any_of(maker.operands(), [&](Value operand) { return BehindViews(operand) == BehindViews(sum); })) {
       return false;
     }
@@ -298,12 +345,13 @@ class Differentiator {
     for (Node* input : graph_.inputs()) {
       if (input->role() != Role::kParameter) continue;
       const auto gradient = gradients_.find(input->result());
-      if (gradient == gradients_.end()) {
+      Node* sum = SumOf(*input);
+      if (gradient == gradients_.end() || gradient->second.node == sum) {
         return absl::InvalidArgumentError(absl::StrCat("parameter ", input->name(),
                                                        " does not influence the loss; use it in graph @", graph_.name(),
                                                        " or remove it from the model"));
       }
-      graph_.AddOutput(gradient->second, absl::StrCat("grad.", input->name()));
+      graph_.AddOutput(gradient->second, absl::StrCat(kGradientPrefix, input->name()), sum);
     }
     return absl::OkStatus();
   }

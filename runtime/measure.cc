@@ -40,7 +40,7 @@ const uint64_t kZeroHash = [] {
 }();
 
 // What the plan says about each granule during one run of instructions of the same phase.
-enum Written : uint8_t { kNot = 0, kWorkspace = 1, kResult = 2 };
+enum Written : uint8_t { kNot = 0, kWorkspace = 1, kOneNumber = 2, kResult = 3 };
 
 struct Segment {
   int first = 0, last = 0;  // Instructions [first, last).
@@ -155,7 +155,9 @@ void Measurer::MarkPlanned(const Segment& segment, std::vector<uint8_t>& planned
     if (op == nullptr || op->is_view) continue;
     for (const int r : instruction.results()) {
       const absl::StatusOr<TensorType> type = TypeFromProto(program_.tensors(r).type());
-      if (type.ok()) mark(TensorOffset(plan_, program_.tensors(r)), type->byte_size(), kResult);
+      if (!type.ok()) continue;
+      mark(TensorOffset(plan_, program_.tensors(r)), type->byte_size(),
+           type->num_elements() == 1 ? kOneNumber : kResult);
     }
     if (instruction.workspace() >= 0) {
       const proto::BufferProto& buffer = plan_.buffers(instruction.workspace());
@@ -192,14 +194,15 @@ void Measurer::Compare(const Segment& segment, const std::vector<uint8_t>& plann
   std::map<std::string, int64_t> outside, unwritten;
   for (int64_t g = 0; g < granules_; ++g) {
     const uint8_t plan = planned[static_cast<size_t>(g)];
-    // In place, zeros are often written over zeros (masked weights and their gradients): no machine can tell that from
-    // not writing, and memory that held no live value before would show the poison.
+    // In place, zeros are often written over zeros (masked weights and their gradients), and one number may come out as
+    // it was (what scales gradients that need no clipping, over the limit): no machine can tell that from not writing,
+    // and memory that held no live value before would show the poison.
     const uint64_t hash = Hash(g);
-    const bool zero_over_zero = plan == kResult && live_[static_cast<size_t>(g)] != 0 && hash == kZeroHash;
-    const bool changed = hash != before_[static_cast<size_t>(g)] || zero_over_zero;
+    const bool may_stay = plan == kOneNumber || (plan == kResult && hash == kZeroHash);
+    const bool changed = hash != before_[static_cast<size_t>(g)] || (may_stay && live_[static_cast<size_t>(g)] != 0);
     const int64_t bytes = GranuleBytes(g);
     if (count_) {
-      if (plan == kResult) phase.planned_bytes += bytes;
+      if (plan >= kOneNumber) phase.planned_bytes += bytes;
       if (changed && plan == kWorkspace) phase.workspace_bytes += bytes;
       if (changed && plan != kWorkspace) phase.measured_bytes += bytes;
     }
@@ -213,7 +216,7 @@ void Measurer::Compare(const Segment& segment, const std::vector<uint8_t>& plann
       result_.measured_arena_bytes = std::max(result_.measured_arena_bytes, end);
     }
     if (changed && plan == kNot) Report(segment, g, /*outside=*/true, outside);
-    if (!changed && plan == kResult) Report(segment, g, /*outside=*/false, unwritten);
+    if (!changed && plan >= kOneNumber) Report(segment, g, /*outside=*/false, unwritten);
   }
   const auto list = [&](const std::map<std::string, int64_t>& by_buffer, absl::string_view what) {
     for (const auto& [where, bytes] : by_buffer) {
@@ -437,14 +440,25 @@ absl::Status Measurer::RunByInstruction(uint8_t poison, const std::function<absl
   return absl::OkStatus();
 }
 
-// Values that every update changes: moments decay, so zero would stay zero.
-void FillOptimizerStates(Executor& executor) {
+// Values that every update changes: moments decay, so zero would stay zero; the largest of a block of codes becomes the
+// largest code; so many good steps raise the loss scale.
+void FillStates(Executor& executor, const Program& program) {
+  bool reads_batches = false;
+  for (const BoundTensor& input : program.inputs()) reads_batches = reads_batches || input.role == Role::kData;
   std::vector<float> values;
   for (const BoundTensor& state : executor.states()) {
-    if (state.role != Role::kOptimizerState || state.type.dtype != DType::kF32) continue;
-    values.resize(static_cast<size_t>(state.type.num_elements()));
-    for (size_t i = 0; i < values.size(); ++i) values[i] = 1e-3f + 1e-6f * static_cast<float>(i % 997);
-    executor.backend().CopyToDevice(state.data, values.data(), state.type.byte_size());
+    if (state.role != Role::kOptimizerState && (state.role != Role::kGradient || reads_batches)) continue;
+    const size_t n = static_cast<size_t>(state.type.num_elements());
+    if (state.type.dtype == DType::kU8) {
+      executor.backend().Fill(state.data, 0x40, state.type.byte_size());
+    } else if (state.type.dtype == DType::kI32) {
+      const std::vector<int32_t> steps(n, 1 << 30);
+      executor.backend().CopyToDevice(state.data, steps.data(), state.type.byte_size());
+    } else if (state.type.dtype == DType::kF32) {
+      values.resize(n);
+      for (size_t i = 0; i < n; ++i) values[i] = 1e-3f + 1e-6f * static_cast<float>(i % 997);
+      executor.backend().CopyToDevice(state.data, values.data(), state.type.byte_size());
+    }
   }
 }
 
@@ -470,12 +484,12 @@ absl::StatusOr<Measurement> MeasureProgram(Executor& executor, const Program& pr
   }
   Measurer measurer(executor, program);
   uint64_t fingerprints[3] = {};
-  FillOptimizerStates(executor);
+  FillStates(executor, program);
   RETURN_IF_ERROR(measurer.RunByInstruction(kPoisons[1], prepare, fingerprints[2]));
   RETURN_IF_ERROR(restore());
   if (!measurer.result().differences.empty()) return std::move(measurer.result());
   for (int i = 0; i < 2; ++i) {
-    FillOptimizerStates(executor);
+    FillStates(executor, program);
     RETURN_IF_ERROR(measurer.Run(kPoisons[i], prepare, fingerprints[i]));
     RETURN_IF_ERROR(restore());
   }
@@ -498,6 +512,24 @@ absl::StatusOr<Measurement> MeasureProgram(Executor& executor, const Program& pr
   }
   RETURN_IF_ERROR(restore());
   return std::move(result);
+}
+
+Measurement Together(const Measurement& a, const Measurement& b) {
+  Measurement both = a;
+  both.planned_arena_bytes = std::max(a.planned_arena_bytes, b.planned_arena_bytes);
+  both.measured_arena_bytes = std::max(a.measured_arena_bytes, b.measured_arena_bytes);
+  for (size_t p = 0; p < both.phases.size() && p < b.phases.size(); ++p) {
+    both.phases[p].planned_bytes += b.phases[p].planned_bytes;
+    both.phases[p].measured_bytes += b.phases[p].measured_bytes;
+    both.phases[p].workspace_bytes += b.phases[p].workspace_bytes;
+  }
+  both.differences.insert(both.differences.end(), b.differences.begin(), b.differences.end());
+  both.same_over_poisons = a.same_over_poisons && b.same_over_poisons;
+  both.counted_allocations = a.counted_allocations && b.counted_allocations;
+  both.allocations.count += b.allocations.count;
+  both.allocations.bytes += b.allocations.bytes;
+  both.allocations.small_count += b.allocations.small_count;
+  return both;
 }
 
 int64_t ResidentBytes() { return StatusField("VmRSS:"); }

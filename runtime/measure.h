@@ -42,11 +42,15 @@ struct Measurement {
 //   written ranges, or did not change inside (but for zeros written in place over zeros), is a difference. A poison
 //   that reaches a result is a read before a write: the runs then differ.
 // `prepare` feeds the inputs (after each poisoning); `restore` sets the states to what they were. Optimizer states are
-// given nonzero values for the duration, so that every element that the plan says is updated does change.
+// given nonzero values for the duration, so that every element that the plan says is updated does change;
+//   sums of gradients, too, unless the program reads batches: a step begins with sums of zero.
 // Takes host memory for two hashes a granule. REQUIRES: a host-addressable backend ("cpu").
 absl::StatusOr<Measurement> MeasureProgram(Executor& executor, const Program& program,
                                            const std::function<absl::Status()>& prepare,
                                            const std::function<absl::Status()>& restore);
+
+// Of programs that run one after another: bytes of each phase added up, the larger arena, all differences.
+Measurement Together(const Measurement& a, const Measurement& b);
 
 // The process's resident bytes now, and their maximum since ResetPeakResidentBytes (or the start).
 int64_t ResidentBytes();

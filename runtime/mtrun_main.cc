@@ -17,9 +17,11 @@
 #include "codegen/plan/plan.h"
 #include "ir/base/file.h"
 #include "ir/base/flags.h"
+#include "ir/base/memory.h"
 #include "ir/base/status_macros.h"
 #include "ir/base/tools.h"
 #include "ir/base/units.h"
+#include "ir/target.h"
 #include "runtime/backend.h"
 #include "runtime/data/corpus.h"
 #include "runtime/executor.h"
@@ -176,12 +178,22 @@ absl::Status Run::SetStates() {
 absl::Status Run::Measure() {
   const Program* program = executor_->FindProgram("train");
   if (program == nullptr) return absl::InvalidArgumentError("--measure: the plan has no program \"train\"");
-  ASSIGN_OR_RETURN(measurement_, MeasureProgram(
-                                     *executor_, *program, [&] { return trainer_->Prepare(options_.scalars); },
-                                     [&] { return SetStates(); }));
+  const auto restore = [&] { return SetStates(); };
+  ASSIGN_OR_RETURN(measurement_,
+                   MeasureProgram(
+                       *executor_, *program, [&] { return trainer_->Prepare(options_.scalars); }, restore));
+  if (trainer_->apply_program() != nullptr) {
+    const auto prepare = [&] {
+      trainer_->PrepareApply(options_.scalars);
+      return absl::OkStatus();
+    };
+    ASSIGN_OR_RETURN(const Measurement apply, MeasureProgram(*executor_, *trainer_->apply_program(), prepare, restore));
+    measurement_ = Together(*measurement_, apply);
+  }
   const Measurement& m = *measurement_;
-  std::printf("measured one step: arena %s bytes planned, %s measured\n", FormatCount(m.planned_arena_bytes).c_str(),
-              FormatCount(m.measured_arena_bytes).c_str());
+  std::printf("measured one %s: arena %s bytes planned, %s measured\n",
+              trainer_->apply_program() == nullptr ? "step" : "microbatch and the update",
+              FormatCount(m.planned_arena_bytes).c_str(), FormatCount(m.measured_arena_bytes).c_str());
   for (const PhaseMeasurement& phase : m.phases) {
     std::printf("  %-9s %15s bytes written as planned, %15s measured (workspaces: %s)\n", phase.phase.c_str(),
                 FormatCount(phase.planned_bytes).c_str(), FormatCount(phase.measured_bytes).c_str(),
@@ -197,10 +209,18 @@ absl::Status Run::Trace() {
   const Program* program = executor_->FindProgram("train");
   if (program == nullptr) return absl::InvalidArgumentError("--trace: the plan has no program \"train\"");
   // Once before, so that the timeline is not that of a cold start.
-  RETURN_IF_ERROR(trainer_->Prepare(options_.scalars));
-  program->Run();
-  RETURN_IF_ERROR(trainer_->Prepare(options_.scalars));
-  RETURN_IF_ERROR(WriteTrace(*executor_, *program, args_.String("trace")));
+  RETURN_IF_ERROR(trainer_->Step(options_.scalars));
+  std::vector<TracedRun> runs;
+  for (int64_t i = 0; i < trainer_->microbatches(); ++i) {
+    runs.push_back({program, [this, i] { return trainer_->Prepare(options_.scalars, i); }});
+  }
+  if (trainer_->apply_program() != nullptr) {
+    runs.push_back({trainer_->apply_program(), [this] {
+                      trainer_->PrepareApply(options_.scalars);
+                      return absl::OkStatus();
+                    }});
+  }
+  RETURN_IF_ERROR(WriteTrace(*executor_, runs, args_.String("trace")));
   std::printf("wrote %s: open it in ui.perfetto.dev\n", args_.String("trace").c_str());
   return SetStates();
 }
@@ -258,6 +278,7 @@ absl::Status Run::Train() {
       {"speed",
        absl::StrFormat("%.0f tok/s", result.seconds > 0 ? static_cast<double>(result.tokens) / result.seconds : 0.0)}};
   Json evals = Json::object();
+  if (result.skipped_steps > 0) rows.push_back({"skipped", absl::StrCat(FormatCount(result.skipped_steps), " steps")});
   if (result.steps > 0) rows.push_back({"train loss", absl::StrFormat("%.4f (last step)", result.last_loss)});
   if (!result.interrupted && executor_->FindProgram("eval") != nullptr) {
     for (const char* split : {"val", "test"}) {
@@ -293,6 +314,7 @@ absl::Status Run::Train() {
                           {"passes", plan.passes()},
                           {"plan_fingerprint", absl::StrFormat("%016x", plan.fingerprint())},
                           {"steps", result.steps},
+                          {"skipped_steps", result.skipped_steps},
                           {"tokens", result.tokens},
                           {"seconds", result.seconds},
                           {"last_loss", result.last_loss},
@@ -313,6 +335,22 @@ absl::Status Run::Train() {
   return absl::OkStatus();
 }
 
+// Where a plan does not fit: its peak, and who knows what would.
+std::string FitHint(const proto::PlanProto& plan) {
+  const proto::ProgramProto* largest = MainProgram(plan);
+  if (largest == nullptr) return "";
+  for (const proto::ProgramProto& program : plan.programs()) {
+    if (program.peak_bytes() > largest->peak_bytes()) largest = &program;
+  }
+  const ProgramSummary summary = Summarize(plan, *largest);
+  const auto spec = plan.notes().find("spec");
+  return absl::StrCat("; the peak is at ", summary.name, " ", summary.peak_name,
+                      spec == plan.notes().end()
+                          ? ""
+                          : absl::StrCat("; what would fit: mtc fit ", ShellQuote(spec->second), " --memory ",
+                                         CanonicalBytes(AvailableMemoryBytes() >> 20 << 20)));
+}
+
 absl::Status Run::Execute(proto::PlanProto plan) {
   data_ = args_.String("data");
   if (data_.empty()) {
@@ -323,7 +361,13 @@ absl::Status Run::Execute(proto::PlanProto plan) {
   options_ = OptionsFromArgs(args_);
   ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend,
                    MakeCpuBackend(static_cast<int>(args_.OptionalInt("threads").value_or(0))));
-  ASSIGN_OR_RETURN(executor_, Executor::Load(std::move(plan), std::move(backend)));
+  const std::string hint = FitHint(plan);
+  absl::StatusOr<std::unique_ptr<Executor>> executor = Executor::Load(std::move(plan), std::move(backend));
+  if (executor.status().code() == absl::StatusCode::kResourceExhausted) {
+    return absl::ResourceExhaustedError(absl::StrCat(executor.status().message(), hint));
+  }
+  RETURN_IF_ERROR(executor);
+  executor_ = *std::move(executor);
   ASSIGN_OR_RETURN(trainer_, Trainer::Create(*executor_, data_));
   RETURN_IF_ERROR(SetStates());
   if (args_.Has("eval")) return EvaluateOnly();
@@ -345,6 +389,12 @@ absl::Status Main(const ParsedArgs& args) {
   const std::string& path = args.positional(0);
   ASSIGN_OR_RETURN(proto::PlanProto plan, LoadPlan(path));
   if (args.Bool("dry-run")) return DryRun(std::move(plan));
+  ASSIGN_OR_RETURN(const Target target, ParseTarget(plan.target()));
+  if (target.is_cuda()) {
+    return absl::UnimplementedError(absl::StrCat(path, " is a plan for ", plan.target(),
+                                                 ", and this build has no cuda runtime yet: compile it with --target "
+                                                 "cpu, or look at it with --dry-run or mtc inspect"));
+  }
   return Run(args, path).Execute(std::move(plan));
 }
 

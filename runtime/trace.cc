@@ -4,9 +4,11 @@
 #include <chrono>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "codegen/plan/plan.h"
 #include "ir/base/file.h"
+#include "ir/base/status_macros.h"
 #include "nlohmann/json.hpp"
 
 namespace mt {
@@ -23,30 +25,19 @@ Json Slice(absl::string_view name, int track, double start_us, double end_us, Js
           {"args", std::move(args)}};
 }
 
-}  // namespace
-
-absl::Status WriteTrace(Executor& executor, const Program& program, const std::string& path) {
+// Runs one program and appends its slices; `now` gives microseconds since the start of the trace.
+template <typename Now>
+void TraceProgram(Executor& executor, const Program& program, const Now& now, Json& events) {
   const proto::PlanProto& plan = executor.plan();
   const proto::ProgramProto& proto = program.proto();
   const int count = proto.instructions_size();
   std::vector<double> times(static_cast<size_t>(count) + 1);
-  const Clock::time_point start = Clock::now();
-  const auto now = [&] { return std::chrono::duration<double, std::micro>(Clock::now() - start).count(); };
   times[0] = now();
   for (int i = 0; i < count; ++i) {
     program.RunRange(i, i + 1);
     executor.backend().Synchronize();
     times[static_cast<size_t>(i) + 1] = now();
   }
-
-  Json events = Json::array();
-  for (const auto& [track, name] : {std::pair{kPhaseTrack, "phases"}, {kInstructionTrack, "instructions"}}) {
-    events.push_back({{"name", "thread_name"}, {"ph", "M"}, {"pid", 1}, {"tid", track}, {"args", {{"name", name}}}});
-  }
-  events.push_back({{"name", "process_name"},
-                    {"ph", "M"},
-                    {"pid", 1},
-                    {"args", {{"name", absl::StrCat(plan.model(), " ", proto.name(), " (", plan.target(), ")")}}}});
   // A view runs no code and ends no phase.
   std::vector<std::string> phases(static_cast<size_t>(count));
   for (int i = 0; i < count; ++i) {
@@ -85,6 +76,31 @@ absl::Status WriteTrace(Executor& executor, const Program& program, const std::s
       args[std::string(MemoryClassName(MemoryClassAt(c)))] = live[static_cast<size_t>(c)];
     }
     events.push_back({{"name", "live bytes"}, {"ph", "C"}, {"ts", begin}, {"pid", 1}, {"args", std::move(args)}});
+  }
+}
+
+}  // namespace
+
+absl::Status WriteTrace(Executor& executor, absl::Span<const TracedRun> runs, const std::string& path) {
+  const proto::PlanProto& plan = executor.plan();
+  std::string names;
+  for (const TracedRun& run : runs) {
+    const std::string& name = run.program->proto().name();
+    if (!absl::EndsWith(names, name)) absl::StrAppend(&names, names.empty() ? "" : ", ", name);
+  }
+  Json events = Json::array();
+  for (const auto& [track, name] : {std::pair{kPhaseTrack, "phases"}, {kInstructionTrack, "instructions"}}) {
+    events.push_back({{"name", "thread_name"}, {"ph", "M"}, {"pid", 1}, {"tid", track}, {"args", {{"name", name}}}});
+  }
+  events.push_back({{"name", "process_name"},
+                    {"ph", "M"},
+                    {"pid", 1},
+                    {"args", {{"name", absl::StrCat(plan.model(), " ", names, " (", plan.target(), ")")}}}});
+  const Clock::time_point start = Clock::now();
+  const auto now = [&] { return std::chrono::duration<double, std::micro>(Clock::now() - start).count(); };
+  for (const TracedRun& run : runs) {
+    RETURN_IF_ERROR(run.prepare());
+    TraceProgram(executor, *run.program, now, events);
   }
   const Json trace = {{"traceEvents", std::move(events)}, {"displayTimeUnit", "ms"}};
   return WriteFile(path, trace.dump());

@@ -129,7 +129,7 @@ inline void CheckRowIsComplete(const OpDef& op) {
 inline void CheckReferenceFillsWhatInferSays(const OpDef& op) {
   for (const Prepared& p : PrepareSamples(op)) {
     SCOPED_TRACE(p.what);
-    ASSERT_EQ(p.result_types.size(), op.results.size());
+    if (!absl::EndsWith(op.results.back(), "*")) ASSERT_EQ(p.result_types.size(), op.results.size());
     std::vector<HostTensor<float>> operands32;
     std::vector<const HostTensor<float>*> pointers32;
     for (const HostTensor<double>& operand : p.operands) {
@@ -449,7 +449,11 @@ inline void WriteTensor(const HostTensor<double>& from, std::byte* to) {
         FAIL() << "no dtype " << DTypeName(from.type.dtype);
     }
   }
-  if (!from.ints.empty()) std::memcpy(to, from.ints.data(), 4 * from.ints.size());
+  if (from.type.dtype == DType::kU8) {
+    for (size_t i = 0; i < from.ints.size(); ++i) to[i] = static_cast<std::byte>(from.ints[i]);
+  } else if (!from.ints.empty()) {
+    std::memcpy(to, from.ints.data(), 4 * from.ints.size());
+  }
 }
 
 inline HostTensor<double> ReadTensor(const std::byte* from, const TensorType& type) {
@@ -466,7 +470,11 @@ inline HostTensor<double> ReadTensor(const std::byte* from, const TensorType& ty
     tensor.values[i] = f;
     if (type.dtype == DType::kF64) std::memcpy(&tensor.values[i], from + 8 * i, 8);
   }
-  if (!tensor.ints.empty()) std::memcpy(tensor.ints.data(), from, 4 * tensor.ints.size());
+  if (type.dtype == DType::kU8) {
+    for (size_t i = 0; i < tensor.ints.size(); ++i) tensor.ints[i] = std::to_integer<int32_t>(from[i]);
+  } else if (!tensor.ints.empty()) {
+    std::memcpy(tensor.ints.data(), from, 4 * tensor.ints.size());
+  }
   return tensor;
 }
 

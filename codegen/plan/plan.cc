@@ -198,6 +198,11 @@ absl::string_view MemoryClassName(proto::MemoryClass memory_class) {
   }
 }
 
+proto::MemoryClass StateClass(Role role) {
+  if (role == Role::kParameter) return proto::PARAMETERS;
+  return role == Role::kGradient ? proto::GRADIENTS : proto::OPTIMIZER_STATE;
+}
+
 const proto::ProgramProto* FindProgram(const proto::PlanProto& plan, absl::string_view name) {
   for (const proto::ProgramProto& program : plan.programs()) {
     if (program.name() == name) return &program;

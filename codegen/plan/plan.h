@@ -54,6 +54,9 @@ absl::string_view MemoryClassName(proto::MemoryClass memory_class);
 // The class with index 0 ... kNumMemoryClasses - 1.
 inline proto::MemoryClass MemoryClassAt(int index) { return static_cast<proto::MemoryClass>(index + 1); }
 
+// The class of a state's buffer. REQUIRES: IsState(role).
+proto::MemoryClass StateClass(Role role);
+
 inline constexpr int kNumPhases = 3;  // In the order of Phase.
 
 // Null where there is none.

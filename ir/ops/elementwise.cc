@@ -27,13 +27,23 @@ constexpr absl::string_view kGateUp[] = {"gate", "up"};
 constexpr absl::string_view kXRng[] = {"x", "rng"};
 constexpr absl::string_view kNorms[] = {"norm", "max_norm"};
 constexpr absl::string_view kFactor[] = {"factor"};
-constexpr absl::string_view kOptimizerOperands[] = {
-    "p",         "m", "v", "g", "lr", "beta1", "beta2", "eps", "weight_decay", "bias_correction1", "bias_correction2",
-    "grad_scale"};
+constexpr absl::string_view kOptimizerOperands[] = {"p",
+                                                    "m",
+                                                    "v",
+                                                    "g",
+                                                    "lr",
+                                                    "beta1",
+                                                    "beta2",
+                                                    "eps",
+                                                    "weight_decay",
+                                                    "bias_correction1",
+                                                    "bias_correction2",
+                                                    "grad_scale",
+                                                    "apply?"};
 constexpr absl::string_view kOptimizerResults[] = {"p_new", "m_new", "v_new"};
 constexpr int kOperand1[] = {1};
 constexpr int kAllOfTwo[] = {0, 1};
-constexpr int kAllOfOptimizer[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11};
+constexpr int kAllOfOptimizer[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12};
 
 constexpr AttrSpec kScaleAttrs[] = {{"factor", AttrKind::kDouble, "what x is multiplied by, rounded to f32"}};
 constexpr AttrSpec kCastAttrs[] = {{"to", AttrKind::kDType, "dtype of the result, floating point"}};
@@ -43,7 +53,10 @@ constexpr AttrSpec kFillAttrs[] = {{"dims", AttrKind::kIntList, "dimensions of t
 constexpr AttrSpec kDropoutAttrs[] = {
     {"rate", AttrKind::kDouble, "probability with which an element is dropped, in [0, 1)"},
     {"key", AttrKind::kInt, "the place in the model: which random numbers are drawn, in [0, 2^32)"}};
-constexpr AttrSpec kOptimizerAttrs[] = {{"decay", AttrKind::kBool, "whether weight_decay applies"}};
+constexpr AttrSpec kOptimizerAttrs[] = {
+    {"decay", AttrKind::kBool, "whether weight_decay applies"},
+    {"apply", AttrKind::kBool, "a last operand says whether to update; where it is 0, nothing changes, to the bit",
+     "false"}};
 
 constexpr double kMaxKey = std::numeric_limits<uint32_t>::max();
 
@@ -118,7 +131,8 @@ absl::StatusOr<std::vector<TensorType>> InferOptimizer(absl::Span<const TensorTy
     RETURN_IF_ERROR(CheckFloatDims(kOptimizerOperands[i], operands[i], operands[0].dims, "those of p"));
   }
   for (size_t i = 4; i < operands.size(); ++i) {
-    RETURN_IF_ERROR(CheckIs(kOptimizerOperands[i], operands[i], {DType::kF32, {}}, "one number"));
+    const absl::string_view name = i == 12 ? "apply" : kOptimizerOperands[i];
+    RETURN_IF_ERROR(CheckIs(name, operands[i], {DType::kF32, {}}, "one number"));
   }
   return std::vector<TensorType>{operands[0], operands[1], operands[2]};
 }
@@ -157,7 +171,9 @@ std::vector<Expr> OptimizerExprs(const Attrs& attrs, bool decoupled) {
   const Expr m_new = beta1 * m + (1.0 - beta1) * gradient;
   const Expr v_new = beta2 * v + (1.0 - beta2) * (gradient * gradient);
   const Expr p_new = decayed - lr / correction1 * m_new / (Sqrt(v_new) / Sqrt(correction2) + eps);
-  return {p_new, m_new, v_new};
+  if (!attrs.Bool("apply")) return {p_new, m_new, v_new};
+  const Expr apply = Operand(12);
+  return {Select(apply, p_new, p), Select(apply, m_new, m), Select(apply, v_new, v)};
 }
 
 // --- Samples
@@ -226,8 +242,15 @@ std::vector<OpSample> OptimizerSamples() {
     }
     return made;
   };
-  return {sample({4, 33}, DType::kF32, true), sample({19}, DType::kF32, false), sample({}, DType::kF32, true),
-          sample({3, 5}, DType::kBF16, true), sample({3, 5}, DType::kF16, false)};
+  std::vector<OpSample> samples = {sample({4, 33}, DType::kF32, true), sample({19}, DType::kF32, false),
+                                   sample({}, DType::kF32, true), sample({3, 5}, DType::kBF16, true),
+                                   sample({3, 5}, DType::kF16, false)};
+  for (const int64_t bound : {1, 2}) {  // 0; 0 or 1.
+    samples.push_back(sample({4, 33}, DType::kF32, bound == 2));
+    samples.back().attrs.Set("apply", true);
+    samples.back().operands.push_back(Sample(DType::kF32, {}, Fill::kIds, bound));
+  }
+  return samples;
 }
 
 // --- Rows

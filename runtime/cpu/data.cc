@@ -1,4 +1,4 @@
-// Kernels that move data or reduce it: shapes, heads, reductions, embeddings, positions, the optimizer's scalars.
+// Kernels that move data or reduce it: shapes, heads, reductions, embeddings, positions, the norm of all gradients.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -708,7 +708,7 @@ absl::StatusOr<Thunk> BindRope(const KernelCall& call, ThreadPool& pool) {
                        [args, kernel, frequencies](int64_t task) { kernel(args, task); });
 }
 
-// --- The optimizer's scalars.
+// --- The norm of all gradients.
 
 struct NormChunk {
   const std::byte* data;
@@ -768,17 +768,6 @@ absl::StatusOr<Thunk> BindGlobalNorm(const KernelCall& call, ThreadPool& pool) {
   });
 }
 
-absl::StatusOr<Thunk> BindAdamStep(const KernelCall& call, ThreadPool&) {
-  return Thunk([t = call.operands[0].as<int32_t>(), beta1 = call.operands[1].as<double>(),
-                beta2 = call.operands[2].as<double>(), next = call.results[0].as<int32_t>(),
-                correction1 = call.results[1].as<float>(), correction2 = call.results[2].as<float>()] {
-    const int32_t step = *t + 1;
-    *next = step;
-    *correction1 = static_cast<float>(1.0 - std::pow(*beta1, step));
-    *correction2 = static_cast<float>(1.0 - std::pow(*beta2, step));
-  });
-}
-
 constexpr CpuKernel kKernels[] = {
     {"transpose", BindTranspose},
     {"slice", BindSlice},
@@ -797,7 +786,6 @@ constexpr CpuKernel kKernels[] = {
     {"sinusoid", BindSinusoid},
     {"rope", BindRope},
     {"global_norm", BindGlobalNorm},
-    {"adam_step", BindAdamStep},
 };
 
 }  // namespace

@@ -10,6 +10,7 @@
 #include "ir/base/check.h"
 #include "ir/base/flags.h"
 #include "ir/base/status_macros.h"
+#include "ir/loss_scale.h"
 
 namespace mt {
 namespace {
@@ -112,11 +113,18 @@ absl::Status CheckVocabulary(const proto::PlanProto& plan, const std::string& pl
     const auto at = plan.notes().find(name);
     return at == plan.notes().end() ? std::string() : at->second;
   };
+  const std::string fact =
+      absl::StrCat("corpus ", data_folder, " has a vocabulary of ", manifest.vocab_size, " tokens (",
+                   manifest.tokenizer, "), plan ", plan_path, " was compiled for ", vocab->second);
+  if (note("shapes") == "fixed") {
+    return absl::FailedPreconditionError(absl::StrCat(
+        fact, ", as its raw graph says; make a corpus of that vocabulary: mtcorpus prep --input TEXT --out ",
+        "DIR --tokenizer bpe:", vocab->second));
+  }
   const std::string spec = note("spec").empty() ? plan.model() : note("spec"), sets = note("sets");
   return absl::FailedPreconditionError(absl::StrCat(
-      "corpus ", data_folder, " has a vocabulary of ", manifest.vocab_size, " tokens (", manifest.tokenizer, "), plan ",
-      plan_path, " was compiled for ", vocab->second, "; compile it for the corpus: mtc compile ", ShellQuote(spec),
-      " --data ", ShellQuote(data_folder), sets.empty() ? "" : absl::StrCat(" --set ", ShellQuote(sets)),
+      fact, "; compile it for the corpus: mtc compile ", ShellQuote(spec), " --data ", ShellQuote(data_folder),
+      sets.empty() ? "" : absl::StrCat(" --set ", ShellQuote(sets)),
       note("optimizer").empty() ? "" : absl::StrCat(" --optimizer ", ShellQuote(note("optimizer"))), " --batch ",
       plan.facts().at("batch"), " --seq ", plan.facts().at("sequence"),
       " --passes=", ShellQuote(plan.passes().empty() ? "none" : plan.passes()), " -o ", ShellQuote(plan_path)));
@@ -137,30 +145,42 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(Executor& executor, std
     *field = fact->second;
   }
   trainer->train_ = executor.FindProgram("train");
+  trainer->apply_ = executor.FindProgram("apply");
   trainer->eval_ = executor.FindProgram("eval");
+  if (trainer->apply_ != nullptr) {
+    const auto fact = facts.find("microbatches");
+    if (fact == facts.end() || fact->second < 1 || trainer->batch_ % fact->second != 0) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("the plan's program apply needs a fact \"microbatches\" that divides ", "the batch of ",
+                       trainer->batch_, "; compile it again with mtc compile"));
+    }
+    trainer->microbatches_ = fact->second;
+    ASSIGN_OR_RETURN(trainer->apply_inputs_, StepInputs::Bind(executor, *trainer->apply_, trainer->vocab_size_));
+  }
   for (const bool training : {true, false}) {
     const Program* program = training ? trainer->train_ : trainer->eval_;
     if (program == nullptr) continue;
     for (const char* name : {"tokens", "labels"}) {
       const BoundTensor* input = program->FindInput(name);
-      if (input != nullptr && input->type.num_elements() != trainer->batch_ * trainer->sequence_) {
+      if (input != nullptr && input->type.num_elements() != trainer->micro_batch() * trainer->sequence_) {
         return absl::InvalidArgumentError(absl::StrCat("input ", name, " is ", input->type.ToString(),
-                                                       ", but the facts say batch ", trainer->batch_, " and sequence ",
-                                                       trainer->sequence_));
+                                                       ", but the facts say batch ", trainer->micro_batch(),
+                                                       " and sequence ", trainer->sequence_));
       }
     }
+    const Program* reports = training && trainer->apply_ != nullptr ? trainer->apply_ : program;
     for (const char* name :
          training ? std::vector<const char*>{"loss"} : std::vector<const char*>{"loss_sum", "count"}) {
-      const BoundTensor* output = program->FindOutput(name);
+      const BoundTensor* output = reports->FindOutput(name);
       if (output == nullptr || output->type != TensorType{DType::kF32, {}}) {
         return absl::InvalidArgumentError(
-            absl::StrCat("program ", program->proto().name(), " has no output \"", name, "\" of type f32[]"));
+            absl::StrCat("program ", reports->proto().name(), " has no output \"", name, "\" of type f32[]"));
       }
     }
     ASSIGN_OR_RETURN(StepInputs inputs, StepInputs::Bind(executor, *program, trainer->vocab_size_));
     (training ? trainer->train_inputs_ : trainer->eval_inputs_) = std::move(inputs);
   }
-  trainer->tokens_.resize(static_cast<size_t>(trainer->batch_ * trainer->sequence_));
+  trainer->tokens_.resize(static_cast<size_t>(trainer->micro_batch() * trainer->sequence_));
   trainer->labels_.resize(trainer->tokens_.size());
   return trainer;
 }
@@ -185,25 +205,45 @@ absl::StatusOr<int64_t> Trainer::PlannedSteps(const TrainOptions& options) {
       std::ceil(options.epochs.value_or(1.0) * static_cast<double>(sequences) / static_cast<double>(batch_)));
 }
 
-absl::Status Trainer::Prepare(const StepScalars& scalars) {
+absl::Status Trainer::Prepare(const StepScalars& scalars, int64_t microbatch) {
   ASSIGN_OR_RETURN(const CorpusReader* reader, Reader("train"));
   if (reader == nullptr || reader->num_sequences(sequence_) == 0) {
     return absl::FailedPreconditionError(absl::StrCat("the train split of ", data_folder_, " has no sequence of ",
                                                       sequence_,
                                                       " tokens; prepare more text or compile with a smaller --seq"));
   }
-  RETURN_IF_ERROR(reader->Samples(scalars.first_sample, batch_, sequence_, scalars.seed, absl::MakeSpan(tokens_),
+  StepScalars own = scalars;
+  own.first_sample += microbatch * micro_batch();
+  RETURN_IF_ERROR(reader->Samples(own.first_sample, micro_batch(), sequence_, scalars.seed, absl::MakeSpan(tokens_),
                                   absl::MakeSpan(labels_)));
   train_inputs_->SetBatch(tokens_, labels_);
-  train_inputs_->SetScalars(scalars);
+  train_inputs_->SetScalars(own);
+  return absl::OkStatus();
+}
+
+void Trainer::PrepareApply(const StepScalars& scalars) { apply_inputs_->SetScalars(scalars); }
+
+absl::Status Trainer::Step(const StepScalars& scalars) {
+  for (int64_t i = 0; i < microbatches_; ++i) {
+    RETURN_IF_ERROR(Prepare(scalars, i));
+    train_->Run();
+    executor_.backend().Synchronize();
+  }
+  if (apply_ == nullptr) return absl::OkStatus();
+  PrepareApply(scalars);  // After the last microbatch, whose buffers may lie over these.
+  apply_->Run();
+  executor_.backend().Synchronize();
   return absl::OkStatus();
 }
 
 absl::StatusOr<TrainResult> Trainer::Train(const TrainOptions& options, const TrainHooks& hooks) {
   if (train_ == nullptr) return absl::InvalidArgumentError("the plan has no program \"train\"");
   ASSIGN_OR_RETURN(const int64_t steps, PlannedSteps(options));
-  const BoundTensor* loss_output = train_->FindOutput("loss");
-  const BoundTensor* norm_output = train_->FindOutput("grad_norm");
+  const Program& reports = apply_ != nullptr ? *apply_ : *train_;
+  const BoundTensor* loss_output = reports.FindOutput("loss");
+  const BoundTensor* norm_output = reports.FindOutput("grad_norm");
+  const BoundTensor* scale_output = reports.FindOutput("loss_scale");
+  const BoundTensor* applied_output = reports.FindOutput("applied");
   LrSchedule schedule(options.schedule, options.scalars.lr, options.min_lr_ratio, options.warmup_steps,
                       options.patience);
   TrainResult result;
@@ -228,20 +268,28 @@ absl::StatusOr<TrainResult> Trainer::Train(const TrainOptions& options, const Tr
         steps > 0 ? static_cast<double>(after) / std::max<double>(1, static_cast<double>(steps - options.warmup_steps))
                   : elapsed / (options.max_minutes.value_or(1) * 60);
     scalars.lr = schedule.At(result.steps, progress);
-    RETURN_IF_ERROR(Prepare(scalars));
-    train_->Run();
-    executor_.backend().Synchronize();
+    RETURN_IF_ERROR(Step(scalars));
     StepMetrics metrics;
     metrics.step = ++result.steps;
     metrics.loss = ReadScalar(executor_.backend(), *loss_output);
     metrics.grad_norm = norm_output == nullptr ? 0 : ReadScalar(executor_.backend(), *norm_output);
+    if (scale_output != nullptr) metrics.loss_scale = ReadScalar(executor_.backend(), *scale_output);
+    metrics.skipped = applied_output != nullptr && ReadScalar(executor_.backend(), *applied_output) == 0;
+    result.skipped_steps += metrics.skipped ? 1 : 0;
     metrics.lr = scalars.lr;
     metrics.step_seconds = SecondsSince(step_start);
     metrics.tokens_per_second = static_cast<double>(batch_ * sequence_) / metrics.step_seconds;
     metrics.elapsed_seconds = SecondsSince(start);
     result.tokens += batch_ * sequence_;
     result.last_loss = metrics.loss;
-    if (!std::isfinite(metrics.loss) || !std::isfinite(metrics.grad_norm)) {
+    if (metrics.skipped && metrics.loss_scale.value_or(0) <= kSmallestLossScale) {
+      return absl::OutOfRangeError(
+          absl::StrFormat("step %d: the gradients are not finite at a loss scale of %g, the smallest; try --passes "
+                          "with bf16 in place of "
+                          "fp16, or a smaller --lr",
+                          metrics.step, *metrics.loss_scale));
+    }
+    if (!std::isfinite(metrics.loss) || (!std::isfinite(metrics.grad_norm) && !metrics.skipped)) {
       return absl::OutOfRangeError(absl::StrFormat(
           "step %d: loss %g, gradient norm %g: not finite; try a smaller --lr, a longer --warmup or a --grad-clip",
           metrics.step, metrics.loss, metrics.grad_norm));
@@ -265,12 +313,12 @@ absl::StatusOr<EvalMetrics> Trainer::Evaluate(const std::string& split, int64_t 
   EvalMetrics metrics;
   metrics.split = split;
   if (reader == nullptr) return metrics;
-  int64_t batches = reader->num_eval_batches(batch_, sequence_);
+  int64_t batches = reader->num_eval_batches(micro_batch(), sequence_);
   if (max_batches > 0) batches = std::min(batches, max_batches);
   const BoundTensor *sum = eval_->FindOutput("loss_sum"), *count = eval_->FindOutput("count");
   double total = 0;
   for (int64_t i = 0; i < batches; ++i) {
-    RETURN_IF_ERROR(reader->EvalBatch(i, batch_, sequence_, absl::MakeSpan(tokens_), absl::MakeSpan(labels_)));
+    RETURN_IF_ERROR(reader->EvalBatch(i, micro_batch(), sequence_, absl::MakeSpan(tokens_), absl::MakeSpan(labels_)));
     eval_inputs_->SetBatch(tokens_, labels_);
     eval_inputs_->SetScalars(StepScalars{});
     eval_->Run();

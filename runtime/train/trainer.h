@@ -63,6 +63,10 @@ struct StepMetrics {
   int64_t step = 0;  // From 1.
   double loss = 0, lr = 0, grad_norm = 0, step_seconds = 0, tokens_per_second = 0;
   double elapsed_seconds = 0;
+  // With dynamic loss scaling: the scale after the step, and whether the gradients were not finite, so that nothing but
+  // the scale changed.
+  std::optional<double> loss_scale;
+  bool skipped = false;
 };
 
 struct EvalMetrics {
@@ -80,6 +84,7 @@ struct TrainHooks {
 
 struct TrainResult {
   int64_t steps = 0, tokens = 0;
+  int64_t skipped_steps = 0;  // By loss scaling; among `steps`.
   double seconds = 0, last_loss = 0;
   bool interrupted = false;
 };
@@ -89,16 +94,25 @@ class Trainer {
   // REQUIRES: the corpus has the plan's vocabulary (CheckVocabulary). Errors: InvalidArgument, FailedPrecondition.
   static absl::StatusOr<std::unique_ptr<Trainer>> Create(Executor& executor, std::string data_folder);
 
-  int64_t batch() const { return batch_; }
+  int64_t batch() const { return batch_; }  // Sequences of one optimizer step.
+  int64_t microbatches() const { return microbatches_; }
   int64_t sequence() const { return sequence_; }
   // Steps that `options` asks for; 0 where only the time is limited.
   absl::StatusOr<int64_t> PlannedSteps(const TrainOptions& options);
 
-  // Feeds the batch and scalars of `step` and runs nothing.
-  absl::Status Prepare(const StepScalars& scalars);
+  // Feeds a microbatch (the whole batch where there is one) and the scalars of the step and runs nothing.
+  // scalars.first_sample is that of the batch.
+  absl::Status Prepare(const StepScalars& scalars, int64_t microbatch = 0);
+  // Feeds the scalars to program "apply" and runs nothing. REQUIRES: apply_program() != null.
+  void PrepareApply(const StepScalars& scalars);
   const Program& train_program() const { return *train_; }
+  // The program that updates from sums over microbatches; null where "train" does.
+  const Program* apply_program() const { return apply_; }
+  // One optimizer step: "train" over each microbatch, then "apply" where there is one.
+  absl::Status Step(const StepScalars& scalars);
 
-  // Errors: OutOfRange where the loss or the gradient norm is not finite (names the step).
+  // Errors: OutOfRange where the loss or the gradient norm is not finite (names the step), unless the step was skipped
+  // and a smaller loss scale is left to try.
   absl::StatusOr<TrainResult> Train(const TrainOptions& options, const TrainHooks& hooks);
   // Mean loss over a split; max_batches 0: all of it. Errors: NotFound (no such split), FailedPrecondition.
   absl::StatusOr<EvalMetrics> Evaluate(const std::string& split, int64_t max_batches);
@@ -110,9 +124,11 @@ class Trainer {
 
   Executor& executor_;
   std::string data_folder_;
-  int64_t batch_ = 0, sequence_ = 0, vocab_size_ = 0;
-  const Program *train_ = nullptr, *eval_ = nullptr;
-  std::optional<StepInputs> train_inputs_, eval_inputs_;
+  int64_t micro_batch() const { return batch_ / microbatches_; }
+
+  int64_t batch_ = 0, microbatches_ = 1, sequence_ = 0, vocab_size_ = 0;
+  const Program *train_ = nullptr, *apply_ = nullptr, *eval_ = nullptr;
+  std::optional<StepInputs> train_inputs_, apply_inputs_, eval_inputs_;
   std::unique_ptr<CorpusReader> readers_[3];
   std::vector<int32_t> tokens_, labels_;
 };
