@@ -1,0 +1,155 @@
+#include "passes/remat_budget.h"
+
+#include <algorithm>
+#include <chrono>
+#include <limits>
+#include <utility>
+
+#include "ir/base/check.h"
+#include "ir/base/status_macros.h"
+#include "passes/registry.h"
+
+namespace mt {
+namespace {
+
+// Candidates x nodes up to which all candidates are planned.
+constexpr int64_t kPlanAllWork = 60'000;
+constexpr size_t kMaxGrouped = 12;  // Candidates with groups that are planned.
+
+bool HasGroups(const RematChoice& choice) {
+  return std::any_of(choice.group.begin(), choice.group.end(), [](int g) { return g > 0; });
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<RematBudget>> RematBudget::Make(const Module& module, const Graph& graph,
+                                                               const Roofline& roofline, const PassContext& context) {
+  const auto start = std::chrono::steady_clock::now();
+  std::unique_ptr<RematBudget> budget(new RematBudget(module, graph, roofline, context));
+  budget->candidates_ = budget->problem_.Candidates();
+  budget->solver_seconds_ = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  RETURN_IF_ERROR(budget->Prepare());
+  return budget;
+}
+
+absl::Status RematBudget::Prepare() {
+  plans_.resize(candidates_.size());
+  // The other graphs' part of the arena is the same whatever this one recomputes.
+  std::unique_ptr<Module> others = States();
+  for (const auto& graph : module_.graphs()) {
+    if (graph.get() != &graph_) others->AddGraph(graph->Clone());
+  }
+  if (!others->graphs().empty()) {
+    ASSIGN_OR_RETURN(others_, context_.plan_memory(*others));
+  }
+  ungrouped_ =
+      static_cast<size_t>(std::find_if(candidates_.begin(), candidates_.end(), HasGroups) - candidates_.begin());
+  if (static_cast<int64_t>(ungrouped_) * graph_.num_nodes() > kPlanAllWork) return absl::OkStatus();
+  return PlanAll(0, ungrouped_);
+}
+
+absl::StatusOr<std::optional<RematBudget::Found>> RematBudget::Find(int64_t budget) {
+  size_t low = 0, high = ungrouped_ - 1;
+  ASSIGN_OR_RETURN(const bool fits, Fits(high, budget));
+  if (!fits) {
+    if (!grouped_ready_) RETURN_IF_ERROR(PrepareGrouped());
+    low = ungrouped_;
+    high = candidates_.size() - 1;
+    if (high < low) return std::nullopt;
+    ASSIGN_OR_RETURN(const bool last_fits, Fits(high, budget));
+    if (!last_fits) return std::nullopt;
+  }
+  while (low < high) {
+    const size_t middle = low + (high - low) / 2;
+    ASSIGN_OR_RETURN(const bool middle_fits, Fits(middle, budget));
+    if (middle_fits) {
+      high = middle;
+    } else {
+      low = middle + 1;
+    }
+  }
+  Found found{.candidate = static_cast<int64_t>(low), .choice = &candidates_[low], .plan = {}};
+  ASSIGN_OR_RETURN(found.plan, PlanOf(found.candidate));
+  return found;
+}
+
+absl::StatusOr<MemoryPlan> RematBudget::Smallest() {
+  if (!grouped_ready_) RETURN_IF_ERROR(PrepareGrouped());
+  ASSIGN_OR_RETURN(MemoryPlan smallest, PlanOf(static_cast<int64_t>(ungrouped_) - 1));
+  for (size_t i = ungrouped_; i < candidates_.size(); ++i) {
+    ASSIGN_OR_RETURN(const MemoryPlan plan, PlanOf(static_cast<int64_t>(i)));
+    if (plan.arena_bytes < smallest.arena_bytes) smallest = plan;
+  }
+  return smallest;
+}
+
+std::unique_ptr<Module> RematBudget::States() const {
+  auto module = std::make_unique<Module>(module_.name());
+  module->facts() = module_.facts();
+  for (const State& state : module_.states()) CHECK_OK(module->AddState(state));
+  return module;
+}
+
+absl::StatusOr<MemoryPlan> RematBudget::PlanOf(int64_t candidate) {
+  const size_t i = static_cast<size_t>(candidate);
+  if (plans_[i]) return *plans_[i];
+  std::unique_ptr<Module> module = States();
+  Graph& graph = *module->AddGraph(graph_.Clone());
+  ASSIGN_OR_RETURN(const bool changed, ApplyRemat(graph, candidates_[i]));
+  if (changed) RETURN_IF_ERROR(kDcePass.run(*module, Attrs(), unused_));
+  ASSIGN_OR_RETURN(MemoryPlan plan, context_.plan_memory(*module));
+  if (others_.arena_bytes > plan.arena_bytes) plan = others_;
+  ++planned_;
+  plans_[i] = plan;
+  return plan;
+}
+
+absl::StatusOr<bool> RematBudget::Fits(size_t candidate, int64_t budget) {
+  ASSIGN_OR_RETURN(const MemoryPlan plan, PlanOf(static_cast<int64_t>(candidate)));
+  return plan.arena_bytes <= budget;
+}
+
+// Plans [first, last) and leaves out what is no smaller than a cheaper one.
+absl::Status RematBudget::PlanAll(size_t first, size_t last) {
+  int64_t smallest = std::numeric_limits<int64_t>::max();
+  if (first > 0) {
+    ASSIGN_OR_RETURN(const MemoryPlan before, PlanOf(static_cast<int64_t>(first) - 1));
+    smallest = before.arena_bytes;
+  }
+  size_t kept = first;
+  for (size_t i = first; i < last; ++i) {
+    ASSIGN_OR_RETURN(const MemoryPlan plan, PlanOf(static_cast<int64_t>(i)));
+    if (plan.arena_bytes >= smallest) continue;
+    smallest = plan.arena_bytes;
+    if (kept != i) {
+      candidates_[kept] = std::move(candidates_[i]);
+      plans_[kept] = plan;
+    }
+    ++kept;
+  }
+  const auto erase = [&](auto& list) {
+    list.erase(list.begin() + static_cast<int64_t>(kept), list.begin() + static_cast<int64_t>(last));
+  };
+  erase(candidates_);
+  erase(plans_);
+  if (last <= ungrouped_) ungrouped_ -= last - kept;
+  return absl::OkStatus();
+}
+
+absl::Status RematBudget::PrepareGrouped() {
+  grouped_ready_ = true;
+  const size_t count = candidates_.size() - ungrouped_;
+  if (count > kMaxGrouped) {
+    size_t kept = ungrouped_;
+    for (size_t i = 0; i < kMaxGrouped; ++i) {
+      const size_t from = ungrouped_ + (i + 1) * count / kMaxGrouped - 1;
+      if (from != kept) candidates_[kept] = std::move(candidates_[from]);
+      ++kept;
+    }
+    candidates_.resize(kept);
+    plans_.resize(kept);
+  }
+  return PlanAll(ungrouped_, candidates_.size());
+}
+
+}  // namespace mt

@@ -1,0 +1,73 @@
+// Which blocks keep what: one list of candidates from no recomputation to the smallest plan.
+#ifndef MT_PASSES_REMAT_SOLVER_H_
+#define MT_PASSES_REMAT_SOLVER_H_
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "ir/cost.h"
+#include "ir/graph.h"
+#include "passes/remat_blocks.h"
+#include "passes/remat_menu.h"
+
+namespace mt {
+
+// What a graph keeps: for each block one flag a node (RematOption::kept).
+struct RematChoice {
+  std::vector<std::vector<bool>> kept;
+  // By block: 0, or g > 0: it is one of a group of consecutive blocks that has this number, whose first block's input
+  // alone is kept. The inputs of the others are recomputed when the group's backward pass begins.
+  std::vector<int> group;
+  bool keep_shared = true;  // Constants that several blocks read.
+  double seconds = 0;       // Of what is recomputed.
+  int64_t peak_bytes = 0;   // By the model: states, inputs and workspaces left out. The plan has the last word.
+};
+
+// The blocks of a graph with their menus: what there is to choose from.
+class RematProblem {
+ public:
+  RematProblem(const Graph& graph, const Roofline& roofline);
+
+  const RematChain& chain() const { return chain_; }
+  const RematMenu& menu(int block) const {
+    return menus_[static_cast<size_t>(chain_.blocks[static_cast<size_t>(block)].kind)];
+  }
+
+  // Bytes of the gradients that wait for the optimizer when the backward pass of `block` begins.
+  int64_t growth_after(int block) const { return growth_after_[static_cast<size_t>(block)]; }
+
+  RematChoice None() const;  // Nothing is recomputed.
+  RematChoice Free() const;  // Each block's `free`.
+  RematChoice Full() const;  // Each block's `full`.
+  // By seconds, ascending, peak_bytes descending; the first is None(). Beyond keeping the inputs of all blocks come
+  // groups. Does not depend on any budget.
+  std::vector<RematChoice> Candidates() const;
+  // No choice of the menus with a peak of at most `peak_bytes` takes fewer seconds: a Lagrangian bound over the blocks,
+  // on the bytes saved alone. For tests and benches.
+  double LowerBoundSeconds(int64_t peak_bytes) const;
+
+ private:
+  RematChoice Choice(RematOption RematMenu::*option, bool keep_shared) const;
+  void SetTotals(RematChoice& choice, const std::vector<const RematOption*>& options) const;
+  void AddGroups(std::vector<RematChoice>& candidates) const;
+
+  std::unique_ptr<Graph> graph_;       // A copy, with fused nodes in parts.
+  RematChain chain_;                   // Of the copy.
+  std::vector<RematMenu> menus_;       // By kind.
+  std::vector<int64_t> growth_after_;  // By block: gradients that are there when its backward pass begins.
+  int64_t shared_bytes_ = 0;
+  double shared_seconds_ = 0;
+};
+
+// Makes the graph recompute what `choice`, made for a RematProblem of it, does not keep: clones, marked recompute_of,
+// of phase backward, created in the order in which the backward pass first reads them, so that the canonical order runs
+// each just before its first reader. Returns whether anything changed. Dead originals stay for DCE.
+absl::StatusOr<bool> ApplyRemat(Graph& graph, const RematChoice& choice);
+// The same for a chain of the graph itself.
+absl::StatusOr<bool> ApplyRemat(Graph& graph, const RematChain& chain, const RematChoice& choice);
+
+}  // namespace mt
+
+#endif  // MT_PASSES_REMAT_SOLVER_H_
