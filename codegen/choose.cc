@@ -1,6 +1,7 @@
 #include "codegen/choose.h"
 
 #include <algorithm>
+#include <bit>
 #include <memory>
 #include <set>
 #include <utility>
@@ -102,22 +103,11 @@ std::string SlowerText(double before, double after) {
   return absl::StrFormat("time %+.1f %% (estimate)", (after / before - 1) * 100);
 }
 
-std::string StepText(double seconds) {
-  return seconds >= 0.1 ? absl::StrFormat("%.2f s", seconds) : absl::StrFormat("%.2f ms", seconds * 1e3);
-}
-
-std::string LargestText(const Peak& peak) {
-  std::vector<std::string> texts;
-  for (size_t i = 0; i < peak.tensors.size() && i < kLargest; ++i) {
-    const LiveTensor& tensor = peak.tensors[i];
-    const int64_t each = tensor.bytes / tensor.count();
-    texts.push_back(absl::StrCat(tensor.name, tensor.type.empty() ? "" : " ", tensor.type, " ", FormatBytes(each),
-                                 tensor.count() > 1 ? absl::StrCat(" x ", tensor.count()) : ""));
-  }
-  return absl::StrJoin(texts, "; ");
-}
-
 }  // namespace
+
+std::string StepText(double seconds) {
+  return seconds >= 1 ? absl::StrFormat("%.2f s", seconds) : absl::StrFormat("%.2f ms", seconds * 1e3);
+}
 
 std::string WithPass(absl::string_view passes, absl::string_view pass) {
   std::vector<std::string> kept;
@@ -137,7 +127,7 @@ std::string WithPass(absl::string_view passes, absl::string_view pass) {
   return absl::StrJoin(kept, ",");
 }
 
-absl::StatusOr<std::vector<Candidate>> PlanCandidates(const Job& job, int64_t memory_bytes) {
+absl::StatusOr<std::vector<Candidate>> PlanCandidates(const Job& job, int64_t memory_bytes, bool smallest_sets) {
   ASSIGN_OR_RETURN(const Target target, ParseTarget(job.options.target));
   ASSIGN_OR_RETURN(const Pipeline pipeline, PipelineOf(job.options));
   std::vector<std::string> texts;
@@ -145,9 +135,12 @@ absl::StatusOr<std::vector<Candidate>> PlanCandidates(const Job& job, int64_t me
   std::vector<Candidate> planned;
   std::set<std::string> seen = {pipeline.ToString()};
   bool one_fits = false;
+  std::vector<uint32_t> sets;  // Few passes before many.
+  for (uint32_t set = 1; set < uint32_t{1} << fixes.size(); ++set) sets.push_back(set);
+  absl::c_stable_sort(sets, [](uint32_t a, uint32_t b) { return std::popcount(a) < std::popcount(b); });
   for (const bool last_resort : {false, true}) {
     if (last_resort && one_fits) break;
-    for (uint32_t set = 1; set < uint32_t{1} << fixes.size(); ++set) {
+    for (const uint32_t set : sets) {
       std::vector<std::string> added;
       uint32_t groups = 0;
       bool is_allowed = true, has_last = false;
@@ -159,6 +152,11 @@ absl::StatusOr<std::vector<Candidate>> PlanCandidates(const Job& job, int64_t me
         has_last = has_last || fixes[i].last_resort;
       }
       if (!is_allowed || has_last != last_resort || static_cast<int>(added.size()) > kMaxTogether) continue;
+      if (smallest_sets && absl::c_any_of(planned, [&](const Candidate& candidate) {
+            return candidate.needs_bytes <= memory_bytes && IsSubset(candidate.added, added);
+          })) {
+        continue;
+      }
       std::string passes = job.options.passes;
       for (const std::string& pass : added) passes = WithPass(passes, pass);
       const absl::StatusOr<Candidate> candidate = PlanCandidate(job, std::move(passes), std::move(added));
@@ -182,7 +180,7 @@ absl::StatusOr<Choice> ChoosePasses(const Job& job, int64_t memory_bytes) {
     choice.chosen = 0;
     return choice;
   }
-  ASSIGN_OR_RETURN(choice.candidates, PlanCandidates(job, memory_bytes));
+  ASSIGN_OR_RETURN(choice.candidates, PlanCandidates(job, memory_bytes, /*smallest_sets=*/false));
   choice.candidates.insert(choice.candidates.begin(), asked);
   absl::c_stable_sort(choice.candidates, [](const Candidate& a, const Candidate& b) {
     return std::make_pair(a.step_seconds, a.needs_bytes) < std::make_pair(b.step_seconds, b.needs_bytes);
@@ -230,7 +228,7 @@ absl::Status DoesNotFit(const Job& job, const proto::PlanProto& plan, double ste
     if (bytes > 0) classes.push_back(absl::StrCat(MemoryClassName(MemoryClassAt(c)), " ", FormatBytes(bytes)));
   }
   absl::StrAppend(&text, "  peak at ", program.name(), " ", peak.name, ": ", absl::StrJoin(classes, " | "), "\n");
-  absl::StrAppend(&text, "  largest live: ", LargestText(peak), "\n");
+  absl::StrAppend(&text, "  largest live: ", LargestText(peak, kLargest), "\n");
 
   std::vector<std::pair<std::string, std::string>> fixes;  // What to type, what comes of it.
   std::string smallest;
@@ -238,7 +236,7 @@ absl::Status DoesNotFit(const Job& job, const proto::PlanProto& plan, double ste
   if (fit.ok() && fit->largest > 0 && fit->largest < batch) {
     fixes.push_back({absl::StrCat("--batch=", fit->largest), FormatBytes(fit->needs_bytes)});
   }
-  absl::StatusOr<std::vector<Candidate>> candidates = PlanCandidates(job, memory_bytes);
+  absl::StatusOr<std::vector<Candidate>> candidates = PlanCandidates(job, memory_bytes, /*smallest_sets=*/true);
   if (candidates.ok()) {
     std::vector<Candidate> fitting;
     int64_t least = needs;
@@ -249,12 +247,8 @@ absl::Status DoesNotFit(const Job& job, const proto::PlanProto& plan, double ste
         smallest = absl::StrCat("--passes=", candidate.passes, " takes ", FormatBytes(least));
       }
     }
-    // The ways that need no more than they must.
     for (const Candidate& candidate : fitting) {
-      const bool is_minimal = absl::c_none_of(fitting, [&](const Candidate& other) {
-        return other.added.size() < candidate.added.size() && IsSubset(other.added, candidate.added);
-      });
-      if (!is_minimal || fixes.size() >= kSuggestions) continue;
+      if (fixes.size() >= kSuggestions) break;
       fixes.push_back({absl::StrCat("--passes=", candidate.passes),
                        absl::StrFormat("%-10s %s", FormatBytes(candidate.needs_bytes),
                                        SlowerText(step_seconds, candidate.step_seconds))});

@@ -31,8 +31,12 @@ struct Candidate {
 
 // What may be added to `passes` to save memory, alone and together, each planned; without those that cannot be planned
 // (the model has nothing for them, they contradict) and those that change nothing. Fastest by estimate first, ties by
-// bytes. Last, where no other fits, come those that change more than rounding (8-bit moments).
-absl::StatusOr<std::vector<Candidate>> PlanCandidates(const Job& job, int64_t memory_bytes);
+// bytes. Those that change more than rounding (8-bit moments) are there only where no other fits. With `smallest_sets`
+// nothing is added to what fits already.
+absl::StatusOr<std::vector<Candidate>> PlanCandidates(const Job& job, int64_t memory_bytes, bool smallest_sets);
+
+// "51.20 ms", "1.25 s": seconds of a step, for people.
+std::string StepText(double seconds);
 
 struct Choice {
   std::vector<Candidate> candidates;  // The one asked for and what may be added to it; fastest first.

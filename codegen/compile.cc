@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "codegen/peak.h"
 #include "codegen/plan/plan.h"
 #include "codegen/plan/plan_verifier.h"
 #include "ir/base/check.h"
@@ -34,6 +35,7 @@ absl::StatusOr<MemoryPlan> PlanMemory(const Module& module, absl::string_view ta
   for (const proto::ProgramProto& program : plan.programs()) {
     if (program.peak_bytes() != plan.arena_bytes() || program.instructions().empty()) continue;
     memory.peak_node = program.instructions(program.peak_instruction()).name();
+    memory.peak_live = LargestText(PeakOf(plan, program), 3);
     break;
   }
   return memory;

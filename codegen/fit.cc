@@ -40,7 +40,8 @@ class Fitter {
     step_ = axis_ == FitAxis::kBatch ? MicrobatchesOf(pipeline) : 1;
 
     const Point first = Plan(1);
-    if (!first.error.empty()) return first_error_;
+    // A budget that even the smallest size does not keep to is an answer.
+    if (!first.error.empty() && first_error_.code() != absl::StatusCode::kResourceExhausted) return first_error_;
     if (first.needs_bytes > memory_bytes_) {
       SetNext(1, first);
     } else {

@@ -238,10 +238,10 @@ absl::Status Inspect(const ParsedArgs& args) {
   const struct {
     const char* flag;
     std::string (*make)(const proto::PlanProto&);
-  } reports[] = {{"html", PlanHtml},
-                  {"svg", PlanSvg},
-                  {"memory-viz",
-                   absl::EndsWith(args.String("memory-viz"), ".json") ? PlanSnapshotJson : PlanSnapshotPickle}};
+  } reports[] = {
+      {"html", PlanHtml},
+      {"svg", PlanSvg},
+      {"memory-viz", absl::EndsWith(args.String("memory-viz"), ".json") ? PlanSnapshotJson : PlanSnapshotPickle}};
   for (const auto& report : reports) {
     if (args.Has(report.flag)) RETURN_IF_ERROR(WriteFile(args.String(report.flag), report.make(compiled.plan)));
   }
@@ -294,7 +294,6 @@ nlohmann::ordered_json FitJson(const Job& job, const Target& target, int64_t mem
           {"rows", rows}};
 }
 
-// "23.8 GiB", at a width of its own so that columns line up.
 std::string FitTable(const std::vector<Answer>& answers, FitAxis axis, absl::string_view title) {
   std::string text = absl::StrFormat("\n%10s %12s  %-34s %12s  passes\n", title, "needs", "the next", "step (est.)");
   for (const Answer& answer : answers) {
@@ -306,7 +305,7 @@ std::string FitTable(const std::vector<Answer>& answers, FitAxis axis, absl::str
                                  : "none larger can be built";
     absl::StrAppendFormat(&text, "%10d %12s  %-34s %12s  %s\n", fit.largest,
                           fit.largest > 0 ? FormatBytes(fit.needs_bytes) : "-", next,
-                          fit.largest > 0 ? absl::StrFormat("%.2f ms", fit.step_seconds * 1e3) : "-", fit.passes);
+                          fit.largest > 0 ? StepText(fit.step_seconds) : "-", fit.passes);
   }
   return text;
 }
@@ -339,6 +338,10 @@ absl::Status Fit(const ParsedArgs& args) {
   }
   const int64_t context = ContextBytes(target);
   std::cout << "model    " << spec.name() << "\n"
+            << "shape    "
+            << (job.model.batch ? absl::StrCat("batch ", *job.model.batch)
+                                : absl::StrCat("sequence ", job.model.sequence.value_or(spec.max_sequence())))
+            << "\n"
             << "target   " << target.ToString() << "\n"
             << "memory   " << FormatBytes(*memory)
             << (context > 0 ? absl::StrCat(", of which ", FormatBytes(context), " are the context") : "") << "\n";

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "codegen/names.h"
+#include "ir/base/units.h"
 
 namespace mt {
 namespace {
@@ -96,6 +97,17 @@ Peak LiveAt(const proto::PlanProto& plan, const proto::ProgramProto& program, in
 
 Peak PeakOf(const proto::PlanProto& plan, const proto::ProgramProto& program) {
   return LiveAt(plan, program, program.peak_instruction());
+}
+
+std::string LargestText(const Peak& peak, size_t count) {
+  std::vector<std::string> texts;
+  for (size_t i = 0; i < peak.tensors.size() && i < count; ++i) {
+    const LiveTensor& tensor = peak.tensors[i];
+    const int64_t each = tensor.bytes / tensor.count();
+    texts.push_back(absl::StrCat(tensor.name, tensor.type.empty() ? "" : " ", tensor.type, " ", FormatBytes(each),
+                                 tensor.count() > 1 ? absl::StrCat(" x ", tensor.count()) : ""));
+  }
+  return absl::StrJoin(texts, ", ");
 }
 
 }  // namespace mt

@@ -42,6 +42,9 @@ Peak LiveAt(const proto::PlanProto& plan, const proto::ProgramProto& program, in
 // At the program's peak. REQUIRES: a verified plan.
 Peak PeakOf(const proto::PlanProto& plan, const proto::ProgramProto& program);
 
+// The largest `count` of them: "logits f32[8,256,32000] 250.0 MiB, h*.up f32[8,256,512] 4.0 MiB x 4".
+std::string LargestText(const Peak& peak, size_t count);
+
 }  // namespace mt
 
 #endif  // MT_CODEGEN_PEAK_H_

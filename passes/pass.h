@@ -22,6 +22,7 @@ namespace mt {
 struct MemoryPlan {
   int64_t arena_bytes = 0, lower_bound_bytes = 0, persistent_bytes = 0;
   std::string peak_node;  // Name of the node at the peak.
+  std::string peak_live;  // What is live there, largest first: "logits f32[8,256,32000] 250.0 MiB, ..."; for messages.
 };
 
 // What a pass needs from above; filled in by the driver (codegen).

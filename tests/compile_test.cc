@@ -43,8 +43,8 @@ TEST(CompileTest, EqualModulesGiveEqualPlans) {
 
 TEST(CompileTest, SaysWhatIsWrong) {
   const auto compile = [](const CompileOptions& options) { return Compile(SmallTransformer(""), options); };
-  EXPECT_THAT(compile({.target = "cuda"}), StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("does not exist yet")));
-  EXPECT_THAT(compile({.target = "cuda:sm_90"}), StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("cuda:sm_90")));
+  EXPECT_THAT(compile({.target = "cuda:sm_91"}),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("did you mean cuda:sm_90?")));
   EXPECT_THAT(compile({.target = "abacus"}), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("abacus")));
   EXPECT_THAT(compile({.passes = "no_such_pass"}),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("no_such_pass")));
@@ -60,14 +60,14 @@ TEST(CompileTest, NotesAndFactsArriveInThePlan) {
   EXPECT_EQ(plan.facts().at("batch"), 3);
   EXPECT_EQ(plan.facts().at("sequence"), 4);
   EXPECT_GT(plan.facts().at("parameters"), 0);
-  EXPECT_EQ(plan.passes(), "none");
+  EXPECT_EQ(plan.passes(), "flash:window=model");
   EXPECT_GT(plan.compile_seconds(), 0);
 }
 
 TEST(CompileTest, PlanMemoryIsWhatThePlanSays) {
   std::unique_ptr<Module> module = SmallTransformer("");
   PassContext context;
-  ASSERT_OK_AND_ASSIGN(const Pipeline pipeline, ParsePipeline("none"));
+  ASSERT_OK_AND_ASSIGN(const Pipeline pipeline, ParsePipeline("default"));
   ASSERT_OK(RunPipeline(*module, pipeline, context));
   ASSERT_OK_AND_ASSIGN(const MemoryPlan memory, PlanMemory(*module, "cpu"));
   const proto::PlanProto plan = SmallPlan();

@@ -42,8 +42,8 @@ TEST_F(MtcTest, CompilesAndInspects) {
   Write("toy.textproto", kSpec);
   const Outcome compiled = Mtc("compile toy.textproto");
   ASSERT_EQ(compiled.code, 0) << compiled.err;
-  EXPECT_THAT(compiled.out, AllOf(HasSubstr("passes   none"), HasSubstr("wrote toy.plan"), HasSubstr("parameters"),
-                                  HasSubstr("train: ")));
+  EXPECT_THAT(compiled.out, AllOf(HasSubstr("passes   flash:window=model"), HasSubstr("wrote toy.plan"),
+                                  HasSubstr("parameters"), HasSubstr("train: ")));
   ASSERT_TRUE(fs::exists(Path("toy.plan")));
 
   const Outcome of_plan = Mtc("inspect toy.plan --json"), of_spec = Mtc("inspect toy.textproto --json");
@@ -60,7 +60,7 @@ TEST_F(MtcTest, CompilesAndInspects) {
 
   const Outcome text = Mtc("inspect toy.plan --text");
   EXPECT_EQ(text.code, 0);
-  EXPECT_THAT(text.out, StartsWith("plan \"toy\" target=cpu passes=\"none\" version=1\n"));
+  EXPECT_THAT(text.out, StartsWith("plan \"toy\" target=cpu passes=\"flash:window=model\" version=1\n"));
   const Outcome table = Mtc("inspect toy.plan");
   EXPECT_EQ(table.code, 0);
   EXPECT_THAT(table.out, HasSubstr("of the lower bound"));
@@ -119,7 +119,14 @@ TEST_F(MtcTest, UsageErrors) {
   ExpectError("compile toy.textproto --batch 99999999999999999999", 2, HasSubstr("--batch"));
   ExpectError("compile toy.textproto --lr 1e-3", 2, HasSubstr("mtrun"));
   ExpectError("compile toy.textproto --passes no_such_pass", 2, HasSubstr("no_such_pass"));
-  ExpectError("compile toy.textproto --target cuda", 2, HasSubstr("does not exist yet"));
+  ExpectError("compile toy.textproto --target cuda:sm_91", 2, HasSubstr("did you mean cuda:sm_90?"));
+  ExpectError("compile toy.textproto --memory 8Gb", 2, HasSubstr("did you mean 8GiB?"));
+  ExpectError("fit toy.textproto --memory 8Gb", 2, HasSubstr("did you mean 8GiB?"));
+  ExpectError("fit toy.textproto", 2, HasSubstr("--memory is needed"));
+  ExpectError("fit toy.textproto --memory 1GiB --batch 2 --seq 4", 2, HasSubstr("nothing is left to fit"));
+  ExpectError("fit toy.textproto --memory 1GiB --passes no_such_pass", 2, HasSubstr("no_such_pass"));
+  ExpectError("fit parallel_block --memory 1GiB", 2, HasSubstr("raw graph"));
+  ExpectError("compile toy.textproto --batch max --target cuda", 2, HasSubstr("--memory 24GiB"));
   ExpectError("compile toy.textproto --set layers=many", 2, HasSubstr("layers"));
   ExpectError("compile toy.textproto --set leyers=2", 2, HasSubstr("layers"));
   ExpectError("inspect toy.textproto --json --text", 2, HasSubstr("exclude"));
@@ -151,8 +158,77 @@ TEST_F(MtcTest, BadModels) {
 
 TEST_F(MtcTest, DoesNotFit) {
   Write("toy.textproto", kSpec);
-  ExpectError("compile toy.textproto --memory 1KiB", 3, HasSubstr("--memory allows 1.0 KiB (1024 bytes)"));
+  const Outcome outcome = Mtc("compile toy.textproto --memory 1KiB");
+  EXPECT_EQ(outcome.code, 3);
+  EXPECT_EQ(outcome.out, "");
+  EXPECT_THAT(outcome.err,
+              AllOf(StartsWith("error: plan does not fit\n  needs "), HasSubstr("--memory allows 1.0 KiB: "),
+                    HasSubstr("\n  peak at train "), HasSubstr("\n  largest live: ")));
+  EXPECT_FALSE(fs::exists(Path("toy.plan")));
   EXPECT_EQ(Mtc("compile toy.textproto --memory 1GiB").code, 0);
+}
+
+TEST_F(MtcTest, MemoryChoosesThePasses) {
+  const std::string model = "inspect tiny_char --batch 4 --set layers=2 ";
+  const nlohmann::json whole = nlohmann::json::parse(Mtc(model + "--json").out, nullptr, false);
+  const int64_t needs = whole["memory"]["peak_bytes"];
+  const Outcome outcome = Mtc(absl::StrCat(model, "--print-pipeline --memory ", needs - 1, "B"));
+  // Which passes there are decides whether one fits.
+  if (outcome.code == 0) {
+    EXPECT_THAT(outcome.out,
+                AllOf(HasSubstr("the fastest that fits is taken"), HasSubstr("\n> "),
+                      Not(HasSubstr(absl::StrCat("passes   ", whole["passes"].get<std::string>(), "\n")))));
+  } else {
+    EXPECT_EQ(outcome.code, 3) << outcome.err;
+  }
+  // With --passes it is these or nothing.
+  EXPECT_EQ(Mtc(absl::StrCat(model, "--passes default --memory ", needs - 1, "B")).code, 3);
+  EXPECT_EQ(Mtc(absl::StrCat(model, "--passes default --memory ", needs, "B")).code, 0);
+}
+
+TEST_F(MtcTest, TheLargestBatch) {
+  Write("toy.textproto", kSpec);
+  const Outcome fit = Mtc("fit toy.textproto --memory 1MiB --passes none --passes default --json");
+  ASSERT_EQ(fit.code, 0) << fit.err;
+  const nlohmann::json json = nlohmann::json::parse(fit.out, nullptr, false);
+  ASSERT_EQ(json["rows"].size(), 2u) << fit.out;
+  EXPECT_EQ(json["target"], "cpu");
+  EXPECT_EQ(json["memory_bytes"], 1 << 20);
+  EXPECT_EQ(json["context_bytes"], 0);
+  const nlohmann::json& row = json["rows"][0];
+  EXPECT_EQ(row["passes"], "none");
+  EXPECT_EQ(row["seq"], 8);
+  EXPECT_EQ(row["next"]["size"], row["batch"].get<int64_t>() + 1);
+  EXPECT_GT(row["batch"], 2);
+  const nlohmann::json max = nlohmann::json::parse(
+      Mtc("inspect toy.textproto --batch max --memory 1MiB --passes none --json").out, nullptr, false);
+  EXPECT_EQ(max["batch"], row["batch"]);
+  EXPECT_EQ(max["memory"]["peak_bytes"], row["needs_bytes"]);
+  EXPECT_THAT(Mtc("compile toy.textproto --batch max --memory 1MiB --passes none").out,
+              HasSubstr(absl::StrCat("batch    ", row["batch"].get<int64_t>(), ", the largest that fits 1.0 MiB; ")));
+  EXPECT_THAT(Mtc("fit toy.textproto --memory 1MiB").out,
+              AllOf(HasSubstr("the next"), HasSubstr(" short"), HasSubstr("none")));
+  const Outcome longest = Mtc("fit toy.textproto --memory 1MiB --batch 2 --passes none --json");
+  ASSERT_EQ(longest.code, 0) << longest.err;
+  const nlohmann::json seq = nlohmann::json::parse(longest.out, nullptr, false)["rows"][0];
+  EXPECT_EQ(seq["batch"], 2);
+  EXPECT_GT(seq["seq"], 8);
+  EXPECT_EQ(Mtc(absl::StrCat("compile toy.textproto --batch 2 --passes none --memory 1MiB --seq ",
+                             seq["seq"].get<int64_t>(), " --set max_sequence=", seq["seq"].get<int64_t>()))
+                .code,
+            0);
+  EXPECT_EQ(Mtc("compile toy.textproto --batch max --memory 1KiB").code, 3);
+}
+
+TEST_F(MtcTest, CudaPlansArePlannedAndNotRun) {
+  Write("toy.textproto", kSpec);
+  const Outcome compiled = Mtc("compile toy.textproto --target cuda");
+  ASSERT_EQ(compiled.code, 0) << compiled.err;
+  EXPECT_THAT(compiled.out, HasSubstr("target   cuda:sm_90\n"));
+  EXPECT_THAT(Mtc("inspect toy.plan --text").out, HasSubstr("tokens.next"));
+  if (!fs::exists(absl::StrCat(MT_BINARY_DIR, "/bin/mtrun"))) GTEST_SKIP() << "mtrun is not built";
+  folder_.ExpectError("mtrun toy.plan --data corpus", 2, AllOf(HasSubstr("cuda:sm_90"), HasSubstr("no cuda runtime")));
+  EXPECT_EQ(folder_.Run("mtrun toy.plan --dry-run").code, 0);
 }
 
 TEST_F(MtcTest, BadPlans) {

@@ -1,6 +1,9 @@
 #include "ir/target.h"
 
+#include <algorithm>
+#include <map>
 #include <string>
+#include <vector>
 
 #include "codegen/compile.h"
 #include "codegen/cuda/resources.h"
@@ -90,6 +93,28 @@ TEST(TargetTest, CudaWorkspaces) {
   const TensorType x{DType::kF32, {1024, 16}};
   EXPECT_EQ(Workspace("cuda", "reduce_sum", {x}, {{"dims", IntList{0}}}), 32 * 16 * 4);
   EXPECT_EQ(Workspace("cuda", "reduce_sum", {TensorType{DType::kF32, {1 << 20, 16}}}, {{"dims", IntList{1}}}), 0);
+}
+
+// A row whose CPU kernel takes scratch has a rule for CUDA, too, or a reason here to have none.
+TEST(TargetTest, EveryScratchIsStated) {
+  const std::map<std::string, std::string> without = {
+      {"flash_attention", "a block holds all but its results on the chip"},
+      {"flash_attention_backward", "the samples are small heads, held by one block"},
+  };
+  for (const OpDef* op : AllOps()) {
+    if (!op->samples) continue;
+    int64_t cpu = 0, cuda = 0;
+    for (const OpSample& sample : op->samples()) {
+      std::vector<TensorType> operands;
+      for (const SampleOperand& operand : sample.operands) operands.push_back(operand.type);
+      Attrs attrs = sample.attrs;
+      ASSERT_OK_AND_ASSIGN(const std::vector<TensorType> results, InferTypes(*op, operands, attrs));
+      cpu = std::max(cpu, WorkspaceBytes("cpu", *op, operands, results, attrs));
+      cuda = std::max(cuda, WorkspaceBytes("cuda:sm_90", *op, operands, results, attrs));
+    }
+    if (without.count(std::string(op->name)) > 0) continue;
+    EXPECT_TRUE(cpu == 0 || cuda > 0) << op->name << ": state its workspace in codegen/cuda/resources.cc";
+  }
 }
 
 proto::PlanProto CudaPlan() {
