@@ -18,6 +18,7 @@ bool IsForward(const Node& node) { return !node.is_input() && node.phase() == Ph
 // A part of the chain between two cuts.
 struct Stretch {
   std::vector<Node*> nodes;
+  size_t flow_nodes = 0;  // Without constants.
   uint64_t hash = 0;
 };
 
@@ -33,7 +34,7 @@ class BlockFinder {
     const int n = static_cast<int>(stretches_.size());
     FindRuns(0, n);
     if (runs_ == 0) {
-      for (int i = 0; i + 1 < n; ++i) units_[At(i)] = stretches_[At(i)].nodes.size() > 1 ? 1 : 0;
+      for (int i = 0; i + 1 < n; ++i) units_[At(i)] = stretches_[At(i)].flow_nodes > 1 ? 1 : 0;
     }
     MakeBlocks();
     return std::move(chain_);
@@ -78,6 +79,7 @@ class BlockFinder {
     stretches_.emplace_back();
     for (int i = 0; i < n; ++i) {
       stretches_.back().nodes.push_back(flow_[At(i)]);
+      ++stretches_.back().flow_nodes;
       if (last[At(i)] > i) {
         ++open;
         closing[At(last[At(i)])].push_back(i);
