@@ -16,9 +16,10 @@ namespace mt {
 namespace {
 
 using Family = absl::Span<const OpDef> (*)();
-constexpr Family kFamilies[] = {ElementwiseOps, MatmulOps,    ShapeOps,     ReductionOps, EmbeddingOps,
-                                PositionOps,    HeadOps,      SoftmaxOps,   AttentionOps, NormalizationOps,
-                                LossOps,        OptimizerOps, CollectiveOps};
+constexpr Family kFamilies[] = {ElementwiseOps, MatmulOps,      ShapeOps,     ReductionOps, EmbeddingOps,
+                                PositionOps,    HeadOps,        SoftmaxOps,   AttentionOps, NormalizationOps,
+                                LossOps,        ChunkedLossOps, OptimizerOps, CollectiveOps,
+                                FusedOps};
 
 // A row made from another one, "gelu.grad0", with what its columns point to.
 struct DerivedRow {
@@ -181,6 +182,13 @@ absl::StatusOr<std::vector<std::string>> OperandNames(const OpDef& op, const Att
         absl::StrCat(count, " operands given; expected ", names.size(), ": ", absl::StrJoin(names, ", ")));
   }
   return names;
+}
+
+std::string ResultName(const OpDef& op, int index) {
+  const size_t last = op.results.size() - 1, i = static_cast<size_t>(index);
+  absl::string_view name = op.results[std::min(i, last)];
+  if (absl::ConsumeSuffix(&name, "*")) return absl::StrCat(name, i - last);
+  return std::string(name);
 }
 
 absl::StatusOr<std::vector<TensorType>> InferTypes(const OpDef& op, absl::Span<const TensorType> operands,

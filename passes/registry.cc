@@ -1,19 +1,26 @@
 #include "passes/registry.h"
 
 #include "absl/algorithm/container.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
 
 namespace mt {
 namespace {
 
 // DCE runs after every pass as well. CSE and canonicalize see the module as built and, again, with its gradients.
 constexpr const PassDef* kOrder[] = {
-    &kDcePass,       &kCanonicalizePass, &kCsePass,  // As built.
-    &kFlashPass,     &kTf32Pass,         &kBf16Pass, &kFp16Pass,
-    &kAutodiffPass,  &kCanonicalizePass, &kCsePass,  // With gradients.
-    &kOptimizerPass,
+    &kDcePass,       &kCanonicalizePass, &kCsePass,               // As built.
+    &kFlashPass,     &kChunkedLossPass,  &kPadVocabPass,
+    &kTf32Pass,         &kBf16Pass, &kFp16Pass,  // One precision.
+    &kAccumulatePass,
+    &kAutodiffPass,  &kCanonicalizePass, &kCsePass,               // With gradients.
+    &kOptimizerPass, &kAdamw8bitPass,
+    &kFusePass,
+    &kRematPass,
 };
 
 constexpr NamedPipeline kNamed[] = {
+    {.name = "default", .target = "cpu", .text = "flash", .summary = "The best known for the CPU."},
     {.name = "default", .target = "", .text = "", .summary = "The best known for the target."},
     {.name = "none", .target = "", .text = "", .summary = "The written-out graph in f32."},
 };
@@ -35,7 +42,8 @@ const PassDef* PassRegistry::Find(absl::string_view name) const {
 
 const NamedPipeline* PassRegistry::FindNamed(absl::string_view name, absl::string_view target) const {
   const auto at = absl::c_find_if(named, [&](const NamedPipeline& pipeline) {
-    return pipeline.name == name && (pipeline.target.empty() || pipeline.target == target);
+    return pipeline.name == name && (pipeline.target.empty() || pipeline.target == target ||
+                                     absl::StartsWith(target, absl::StrCat(pipeline.target, ":")));
   });
   return at == named.end() ? nullptr : &*at;
 }

@@ -16,16 +16,22 @@ extern const PassDef kDcePass;
 extern const PassDef kCanonicalizePass;
 extern const PassDef kCsePass;
 extern const PassDef kFlashPass;
+extern const PassDef kChunkedLossPass;
+extern const PassDef kPadVocabPass;
 extern const PassDef kTf32Pass;
 extern const PassDef kBf16Pass;
 extern const PassDef kFp16Pass;
+extern const PassDef kAccumulatePass;
 extern const PassDef kAutodiffPass;
 extern const PassDef kOptimizerPass;
+extern const PassDef kRematPass;
+extern const PassDef kFusePass;
+extern const PassDef kAdamw8bitPass;
 
 // A pipeline that has a name: "default", "none".
 struct NamedPipeline {
   absl::string_view name;
-  absl::string_view target;  // The target it holds for; empty: all.
+  absl::string_view target;  // The target it holds for: "cpu", "cuda" (all of them), "cuda:sm_75"; empty: all.
   absl::string_view text;    // A list without signs; empty: no optional pass.
   absl::string_view summary;
 };

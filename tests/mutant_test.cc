@@ -300,6 +300,7 @@ bool IsHarmless(absl::string_view op, std::pair<int, int> pair) {
   if (op == "flash_attention") return pair == std::pair(0, 0);
   if (op == "flash_attention_backward") return pair == std::pair(0, 4);
   // One number, written at the end.
+  if (op == "chunked_loss_grad" || op == "chunked_loss_bias_grad") return pair == std::pair(2, 3);
   return op == "global_norm";
 }
 
@@ -370,7 +371,8 @@ void AddReferences(std::deque<Mutant>& mutants) {
     add(op, "window dropped", MakeReference(WithoutWindow<float>, WithoutWindow<double>));
     add(op, "scale dropped", MakeReference(WithoutScale<float>, WithoutScale<double>));
   }
-  for (const char* op : {"softmax_cross_entropy", "softmax_cross_entropy_backward"}) {
+  for (const char* op : {"softmax_cross_entropy", "softmax_cross_entropy_backward", "chunked_loss", "chunked_loss_grad",
+                         "chunked_loss_bias_grad", "count_labels"}) {
     add(op, "ignored labels are not ignored", MakeReference(WithoutIgnoredLabels<float>, WithoutIgnoredLabels<double>));
   }
   const OpDef* dropout = FindOp("dropout");

@@ -44,11 +44,12 @@ TEST(OpTable, RowsWithoutGradient) {
   for (const OpDef* op : AllOps()) {
     if (!IsDifferentiable(*op) && !absl::StrContains(op->name, ".grad")) names.insert(op->name);
   }
-  EXPECT_THAT(
-      names, ::testing::UnorderedElementsAre("adam", "adam_step", "adamw", "all_gather", "all_reduce", "clip_scale",
-                                             "embedding_backward", "fill", "flash_attention_backward", "global_norm",
-                                             "layer_norm_backward", "reduce_max", "reduce_scatter", "rms_norm_backward",
-                                             "sinusoid", "softmax_backward", "softmax_cross_entropy_backward"));
+  EXPECT_THAT(names, ::testing::UnorderedElementsAre(
+                         "adam", "adam_step", "adamw", "adamw8bit", "all_gather", "all_reduce",
+                         "chunked_loss_bias_grad", "chunked_loss_grad", "clip_scale", "count_labels",
+                         "embedding_backward", "fill", "flash_attention_backward", "fused", "global_norm", "layer_norm_backward",
+                         "loss_scale_step", "reduce_max", "reduce_scatter", "rms_norm_backward", "sinusoid",
+                         "softmax_backward", "softmax_cross_entropy_backward"));
 }
 
 TEST(OpTable, RowsWithoutCpuKernel) {
@@ -123,6 +124,42 @@ TEST(OpTable, ErrorsNameOperandFactAndExpectation) {
        "attribute rate is 0.5; it needs rng=true"},
       {"layer_norm", {f32({2, 3}), f32({4}), f32({4})}, {}, "operand gamma is f32[4]; its dimensions must be [3]"},
       {"softmax_cross_entropy", {f32({2, 3}), i32({3})}, {}, "operand labels is i32[3]; it must be i32[2]"},
+      {"softmax_cross_entropy",
+       {f32({2, 3}), i32({2})},
+       {{"classes", int64_t{4}}},
+       "attribute classes is 4; it must be from 0 to 3"},
+      {"chunked_loss",
+       {f32({2, 3}), f32({7, 4}), i32({2})},
+       {{"chunks", int64_t{1}}},
+       "operand w is f32[7,4]; it must be f32[7,3]"},
+      {"chunked_loss",
+       {f32({2, 3}), f32({7, 3}), i32({3})},
+       {{"chunks", int64_t{1}}},
+       "operand labels is i32[3]; it must be i32[2]"},
+      {"chunked_loss",
+       {f32({2, 3}), f32({7, 3}), i32({2})},
+       {{"chunks", int64_t{3}}},
+       "attribute chunks is 3; it must be from 1 to 2"},
+      {"chunked_loss",
+       {f32({2, 3}), f32({7, 3}), i32({2})},
+       {{"chunks", int64_t{1}}, {"classes", int64_t{8}}},
+       "attribute classes is 8; it must be from 0 to 7"},
+      {"chunked_loss",
+       {f32({2, 3}), f32({7, 3}), i32({2}), f32({6})},
+       {{"chunks", int64_t{1}}, {"bias", true}},
+       "operand bias is f32[6]; its dimensions must be [7]"},
+      {"chunked_loss",
+       {f32({int64_t{1} << 40, 1}), f32({int64_t{1} << 40, 1}), i32({int64_t{1} << 40})},
+       {{"chunks", int64_t{1}}},
+       "more logits than the limit for one tensor"},
+      {"chunked_loss_grad",
+       {f32({2, 3}), f32({7, 3}), i32({2}), f32({1})},
+       {{"chunks", int64_t{1}}},
+       "operand dloss is f32[1]; it must be f32[]"},
+      {"chunked_loss_grad",
+       {f32({2, 3}), f32({7, 3}), i32({2}), f32({}), f32({3, 7})},
+       {{"chunks", int64_t{1}}, {"accumulator", true}},
+       "operand accumulator is f32[3,7]; it must be f32[7,3]"},
       {"adam_step", {i32({}), f32({}), f32({})}, {}, "operand beta1 is f32[]; it must be f64[]"},
       {"global_norm", {}, {}, "it must have at least one"},
       {"reduce_scatter", {f32({6})}, {{"dim", int64_t{0}}, {"ranks", int64_t{4}}}, "must be a multiple of ranks, 4"},

@@ -2,9 +2,13 @@
 
 #include <algorithm>
 #include <initializer_list>
+#include <memory>
+#include <string>
 
 #include "codegen/plan/plan.h"
 #include "codegen/plan/resources.h"
+#include "ir/base/check.h"
+#include "ir/region.h"
 
 namespace mt {
 namespace {
@@ -69,8 +73,8 @@ int64_t AttentionBackward(const Target&, Types operands, Types results, const At
          Part({q.dim(0), q.dim(1), CeilDiv(length, kCudaAttentionKeys), kF32});
 }
 
-// x [rows, C] and w [V, C] at `x`, `x + 1`: one chunk of logits in the dtype of x, which their gradient is written
-// over; each row's loss; the matmuls' workspace; and the chunk sums of a bias's gradient.
+// x [rows, C], w [V, C]: one chunk of logits in the dtype of x, which their gradient is written over; each row's loss;
+// the matmuls' workspace; and the chunk sums of a bias's gradient.
 int64_t ChunkedLossAt(const Target& target, const TensorType& x, const TensorType& w, const Attrs& attrs, bool bias) {
   const int64_t rows = Rows(x), classes = w.dim(0), chunk = CeilDiv(rows, std::max<int64_t>(1, attrs.Int("chunks")));
   return Part({chunk, classes, ByteSize(x.dtype)}) + Part({rows, kF32}) + CublasLtWorkspaceBytes(target) +
@@ -79,20 +83,29 @@ int64_t ChunkedLossAt(const Target& target, const TensorType& x, const TensorTyp
 int64_t ChunkedLoss(const Target& target, Types operands, Types, const Attrs& attrs) {
   return ChunkedLossAt(target, operands[0], operands[1], attrs, false);
 }
-int64_t ChunkedLossGrad(const Target& target, Types operands, Types, const Attrs& attrs) {
-  return ChunkedLossAt(target, operands[1], operands[2], attrs, false);
-}
 int64_t ChunkedLossBiasGrad(const Target& target, Types operands, Types, const Attrs& attrs) {
-  return ChunkedLossAt(target, operands[1], operands[2], attrs, true);
+  return ChunkedLossAt(target, operands[0], operands[1], attrs, true);
+}
+
+// The column sums of each chunk of a region's rows. `infer` has seen the attributes.
+int64_t Fused(const Target&, Types, Types, const Attrs& attrs) {
+  const absl::StatusOr<std::shared_ptr<const Region>> region =
+      ParseRegion(attrs.Int("rows"), attrs.Int("width"), attrs.Get<std::string>("region"));
+  CHECK(region.ok()) << region.status();
+  int64_t columns = 0;
+  for (const RegionResult& result : (*region)->results) {
+    columns += result.kind == RegionResult::Kind::kColumns ? 1 : 0;
+  }
+  return columns == 0 ? 0 : Part({columns, CutCudaSum((*region)->rows).count, (*region)->width, kF32});
 }
 
 // What is not here needs none: element-wise rows, moves of data, softmax and norms forward (a row is held by a block or
 // a cluster), the optimizers, attention forward.
-struct Row {
+struct WorkspaceRow {
   absl::string_view op;
   int64_t (*bytes)(const Target& target, Types operands, Types results, const Attrs& attrs);
 };
-constexpr Row kRows[] = {
+constexpr WorkspaceRow kRows[] = {
     {"matmul", Matmul},
     {"layer_norm_backward", NormBackward},
     {"rms_norm_backward", NormBackward},
@@ -104,8 +117,9 @@ constexpr Row kRows[] = {
     {"embedding_backward", EmbeddingBackward},
     {"flash_attention_backward", AttentionBackward},
     {"chunked_loss", ChunkedLoss},
-    {"chunked_loss_grad", ChunkedLossGrad},
+    {"chunked_loss_grad", ChunkedLoss},
     {"chunked_loss_bias_grad", ChunkedLossBiasGrad},
+    {"fused", Fused},
 };
 
 }  // namespace
@@ -121,7 +135,7 @@ CudaChunks CutCudaSum(int64_t length) {
 }
 
 int64_t CudaWorkspaceBytes(const Target& target, const OpDef& op, Types operands, Types results, const Attrs& attrs) {
-  for (const Row& row : kRows) {
+  for (const WorkspaceRow& row : kRows) {
     if (row.op == op.name) return row.bytes(target, operands, results, attrs);
   }
   return 0;

@@ -18,8 +18,10 @@ absl::Span<const OpDef> SoftmaxOps();
 absl::Span<const OpDef> AttentionOps();
 absl::Span<const OpDef> NormalizationOps();
 absl::Span<const OpDef> LossOps();
+absl::Span<const OpDef> ChunkedLossOps();
 absl::Span<const OpDef> OptimizerOps();
 absl::Span<const OpDef> CollectiveOps();
+absl::Span<const OpDef> FusedOps();
 
 }  // namespace mt
 

@@ -5,25 +5,22 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <fstream>
-#include <limits>
 #include <string>
 
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_split.h"
 #include "ir/base/check.h"
+#include "ir/base/memory.h"
 #include "ir/base/status_macros.h"
 #include "ir/base/units.h"
 #include "runtime/cpu/kernel.h"
-#include "runtime/cpu/memory.h"
 #include "runtime/cpu/thread_pool.h"
 
 namespace mt {
 namespace {
 
 using Family = absl::Span<const CpuKernel> (*)();
-constexpr Family kFamilies[] = {CpuMatmulKernels, CpuRowKernels, CpuAttentionKernels, CpuDataKernels};
+constexpr Family kFamilies[] = {CpuMatmulKernels, CpuRowKernels,       CpuAttentionKernels, CpuChunkedLossKernels,
+                                CpuDataKernels,   CpuOptimizerKernels, CpuFusedKernels};
 
 class CpuBackend : public Backend {
  public:
@@ -100,35 +97,7 @@ class NullBackend : public Backend {
   void Synchronize() override {}
 };
 
-// The number in a one-number file; nullopt where it is absent or says "max".
-std::optional<int64_t> ReadNumber(const std::string& path) {
-  std::ifstream file(path);
-  std::string text;
-  int64_t value = 0;
-  if (!(file >> text) || !absl::SimpleAtoi(text, &value)) return std::nullopt;
-  return value;
-}
-
 }  // namespace
-
-int64_t AvailableMemoryBytes() {
-  int64_t available = std::numeric_limits<int64_t>::max();
-  std::ifstream meminfo("/proc/meminfo");
-  std::string line;
-  while (std::getline(meminfo, line)) {
-    const std::vector<std::string> parts = absl::StrSplit(line, ' ', absl::SkipEmpty());
-    int64_t kib = 0;
-    if (parts.size() >= 2 && parts[0] == "MemAvailable:" && absl::SimpleAtoi(parts[1], &kib)) available = kib << 10;
-  }
-  const std::pair<const char*, const char*> limits[] = {
-      {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"},
-      {"/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"}};
-  for (const auto& [limit_path, usage_path] : limits) {
-    const std::optional<int64_t> limit = ReadNumber(limit_path), usage = ReadNumber(usage_path);
-    if (limit && usage) available = std::min(available, std::max<int64_t>(0, *limit - *usage));
-  }
-  return available;
-}
 
 absl::StatusOr<std::unique_ptr<Backend>> MakeCpuBackend(int threads) {
   if (threads < 0 || threads > 1024) {

@@ -23,10 +23,13 @@ struct CpuKernel {
 absl::Span<const CpuKernel> CpuMatmulKernels();
 absl::Span<const CpuKernel> CpuRowKernels();  // normalizations, softmax, loss
 absl::Span<const CpuKernel> CpuAttentionKernels();
-absl::Span<const CpuKernel>
-CpuDataKernels();  // shape ops, reductions, embedding, rope, heads, norms, optimizer scalars
+absl::Span<const CpuKernel> CpuChunkedLossKernels();
+absl::Span<const CpuKernel> CpuDataKernels();  // shape ops, reductions, embedding, rope, heads, global norm
+absl::Span<const CpuKernel> CpuOptimizerKernels();
 
-// Element-wise ops and fused regions: the register program, tile by tile.
+absl::Span<const CpuKernel> CpuFusedKernels();  // fused regions; in pointwise.cc
+
+// Element-wise ops: the register program, tile by tile.
 absl::StatusOr<Thunk> BindPointwise(const KernelCall& call, ThreadPool& pool);
 
 }  // namespace mt

@@ -350,6 +350,11 @@ absl::StatusOr<Thunk> BindSoftmaxBackward(const KernelCall& call, ThreadPool& po
   return BindSoftmaxKernel(call, pool, true);
 }
 
+// Columns of the logits that are classes.
+int64_t ClassesOf(const KernelCall& call, const Matrix& logits) {
+  return call.attrs.Int("classes") == 0 ? logits.width : call.attrs.Int("classes");
+}
+
 // softmax_cross_entropy: each task takes a chunk of rows and leaves its sum in the workspace.
 
 struct LossArgs {
@@ -357,16 +362,16 @@ struct LossArgs {
   const int32_t* labels;
   float *loss_sum, *count, *lse;
   double* sums;  // [chunks, 2]: loss, count
-  int64_t rows, width, chunk_rows, chunks;
+  int64_t rows, width, classes, chunk_rows, chunks;
   ExpLoop exp;
 };
 
 template <typename T>
 MT_CPU_INLINE void Loss(const LossArgs& a, int64_t chunk) {
-  const int64_t n = a.width, begin = chunk * a.chunk_rows, end = std::min(a.rows, begin + a.chunk_rows);
+  const int64_t n = a.classes, begin = chunk * a.chunk_rows, end = std::min(a.rows, begin + a.chunk_rows);
   double loss = 0, count = 0;
   for (int64_t r = begin; r < end; ++r) {
-    const T* x = reinterpret_cast<const T*>(a.logits) + r * n;
+    const T* x = reinterpret_cast<const T*>(a.logits) + r * a.width;
     F32x16 largest = Splat(kLowest);
     for (int64_t j = 0; j < n; j += kLanes) largest = Larger(LoadBlock(x + j, n - j, kLowest), largest);
     const float max = Largest(largest);
@@ -400,6 +405,7 @@ absl::StatusOr<Thunk> BindLoss(const KernelCall& call, ThreadPool& pool) {
                          .sums = reinterpret_cast<double*>(call.workspace),
                          .rows = m.rows,
                          .width = m.width,
+                         .classes = ClassesOf(call, m),
                          .chunk_rows = chunks.rows,
                          .chunks = chunks.count,
                          .exp = BestExp()};
@@ -423,22 +429,21 @@ struct LossBackwardArgs {
   const int32_t* labels;
   const float* lse;
   std::byte* dlogits;
-  int64_t rows, width, rows_per_task;
+  int64_t rows, width, classes, rows_per_task;
   ExpLoop exp;
 };
 
 template <typename T>
 MT_CPU_INLINE void LossBackward(const LossBackwardArgs& a, int64_t task) {
-  const int64_t n = a.width, end = std::min(a.rows, (task + 1) * a.rows_per_task);
+  const int64_t n = a.classes, end = std::min(a.rows, (task + 1) * a.rows_per_task);
   const float dloss = *a.dloss;
   for (int64_t r = task * a.rows_per_task; r < end; ++r) {
-    const T* x = reinterpret_cast<const T*>(a.logits) + r * n;
-    T* dx = reinterpret_cast<T*>(a.dlogits) + r * n;
+    const T* x = reinterpret_cast<const T*>(a.logits) + r * a.width;
+    T* dx = reinterpret_cast<T*>(a.dlogits) + r * a.width;
     const int32_t label = a.labels[r];
-    if (label < 0) {
-      std::memset(dx, 0, static_cast<size_t>(n) * sizeof(T));
-      continue;
-    }
+    const int64_t zeros_from = label < 0 ? 0 : n;
+    std::memset(dx + zeros_from, 0, static_cast<size_t>(a.width - zeros_from) * sizeof(T));
+    if (label < 0) continue;
     const float lse = a.lse[r];
     float buffer[kExpBlock];
     ExpBlock(a.exp, x + label, 1, n - label, 1.0f, lse, buffer);
@@ -462,6 +467,7 @@ absl::StatusOr<Thunk> BindLossBackward(const KernelCall& call, ThreadPool& pool)
                                  .dlogits = call.results[0].data,
                                  .rows = m.rows,
                                  .width = m.width,
+                                 .classes = ClassesOf(call, m),
                                  .rows_per_task = RowsPerTask(m.width),
                                  .exp = BestExp()};
   ASSIGN_OR_RETURN(const Kernel<LossBackwardArgs> kernel, Pick(call, call.operands[1].type.dtype, LossBackwardKernels));
