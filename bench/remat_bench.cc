@@ -6,7 +6,8 @@
 //
 // violations: budgets whose plan is larger. monotone: a larger budget never costs more. unexplained: budgets used to
 // less than 98 % where the next cheaper candidate was not shown to be larger. bound_gap: seconds of the choice over the
-// Lagrangian bound of the menus, as a share of the step, the most of all budgets.
+// Lagrangian bound of the menus at its peak, as a share of the step, the most of all budgets (groups of blocks left
+// out).
 #include <algorithm>
 #include <chrono>
 #include <iostream>
@@ -88,8 +89,6 @@ absl::Status Measure(const std::string& spec, const Settings& settings) {
   json["none"] = describe(none, 0);
   json["smallest"] = describe(smallest, floor->choice->seconds);
 
-  // The model's peak leaves out what every plan has: the difference where nothing is recomputed.
-  const int64_t fixed = none.arena_bytes - planner->candidates()[0].peak_bytes;
   int64_t violations = 0, unexplained = 0, exact = 0;
   bool monotone = true;
   double before = 0, worst_use = 1, gap = 0;
@@ -110,10 +109,10 @@ absl::Status Measure(const std::string& spec, const Settings& settings) {
       ASSIGN_OR_RETURN(const MemoryPlan cheaper, planner->PlanOf(found->candidate - 1));
       if (cheaper.arena_bytes <= budget) ++unexplained;
     }
-    if (found->plan.arena_bytes >= fixed) {
-      const double bound = planner->problem().LowerBoundSeconds(found->plan.arena_bytes - fixed);
-      gap = std::max(gap, (found->choice->seconds - bound) / (step_seconds + bound));
-    }
+    const std::vector<int>& group = found->choice->group;
+    if (std::any_of(group.begin(), group.end(), [](int g) { return g > 0; })) continue;
+    const double bound = planner->problem().LowerBoundSeconds(found->choice->peak_bytes);
+    gap = std::max(gap, (found->choice->seconds - bound) / (step_seconds + bound));
   }
   json["sweep"] = {{"budgets", count},
                    {"violations", violations},

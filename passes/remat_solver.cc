@@ -19,7 +19,8 @@ namespace {
 
 size_t At(int64_t i) { return static_cast<size_t>(i); }
 
-constexpr int64_t kMaxSteps = 1'000'000;  // Transitions of the layer DP, about 50 ns each.
+constexpr int64_t kMaxSteps = 600'000;  // Transitions of the layer DP, about 50 ns each.
+constexpr size_t kHullBlocks = 8;       // From more blocks on, mixtures of few options come as near.
 constexpr size_t kMaxCandidates = 384;
 
 // The chain decided up to some block: bytes held for the backward pass, the most bytes of any block's backward pass
@@ -114,20 +115,19 @@ RematProblem::RematProblem(const Graph& graph, const Roofline& roofline) : graph
   }
 }
 
-void RematProblem::SetTotals(RematChoice& choice, const std::vector<const RematOption*>& options) const {
+void RematProblem::SetTotals(Assignment& assignment, absl::Span<const int> group) const {
   const size_t n = chain_.blocks.size();
-  choice.seconds = choice.keep_shared ? 0 : shared_seconds_;
-  const int64_t shared = choice.keep_shared ? shared_bytes_ : 0;
-  choice.peak_bytes = 0;
-  int64_t held = shared;  // By the blocks before.
-  int64_t in_group = 0;   // Inputs of the group's blocks that are recomputed.
+  assignment.seconds = assignment.keep_shared ? 0 : shared_seconds_;
+  assignment.peak_bytes = 0;
+  int64_t held = assignment.keep_shared ? shared_bytes_ : 0;  // By the blocks before.
+  int64_t in_group = 0;                                       // Inputs of the group's blocks that are recomputed.
   for (size_t b = 0; b < n; ++b) {
-    const RematOption& option = *options[b];
-    choice.seconds += option.seconds;
-    choice.peak_bytes = std::max(choice.peak_bytes, held + in_group + growth_after_[b] + option.peak_bytes);
-    const bool inside = choice.group[b] > 0 && b + 1 < n && choice.group[b + 1] == choice.group[b];
+    const RematOption& option = *assignment.options[b];
+    assignment.seconds += option.seconds;
+    assignment.peak_bytes = std::max(assignment.peak_bytes, held + in_group + growth_after_[b] + option.peak_bytes);
+    const bool inside = !group.empty() && group[b] > 0 && b + 1 < n && group[b + 1] == group[b];
     if (inside) {
-      choice.seconds += menu(static_cast<int>(b)).forward_seconds;
+      assignment.seconds += menu(static_cast<int>(b)).forward_seconds;
       in_group += option.saved_bytes;
     } else {
       in_group = 0;
@@ -136,36 +136,44 @@ void RematProblem::SetTotals(RematChoice& choice, const std::vector<const RematO
   }
 }
 
-RematChoice RematProblem::Choice(RematOption RematMenu::*option, bool keep_shared) const {
-  RematChoice choice{.kept = {}, .group = std::vector<int>(chain_.blocks.size(), 0), .keep_shared = keep_shared};
-  std::vector<const RematOption*> options;
-  for (size_t b = 0; b < chain_.blocks.size(); ++b) {
-    options.push_back(&(menu(static_cast<int>(b)).*option));
-    choice.kept.push_back(options.back()->kept);
-  }
-  SetTotals(choice, options);
+RematChoice RematProblem::ChoiceOf(Assignment assignment) const {
+  SetTotals(assignment, {});
+  RematChoice choice{.kept = {},
+                     .group = std::vector<int>(chain_.blocks.size(), 0),
+                     .keep_shared = assignment.keep_shared,
+                     .seconds = assignment.seconds,
+                     .peak_bytes = assignment.peak_bytes};
+  for (const RematOption* option : assignment.options) choice.kept.push_back(option->kept);
   return choice;
 }
 
-RematChoice RematProblem::Free() const { return Choice(&RematMenu::free, /*keep_shared=*/false); }
-RematChoice RematProblem::Full() const { return Choice(&RematMenu::full, /*keep_shared=*/false); }
+RematChoice RematProblem::Free() const {
+  Assignment assignment{.keep_shared = false};
+  for (const RematBlock& block : chain_.blocks) assignment.options.push_back(&menus_[At(block.kind)].free);
+  return ChoiceOf(std::move(assignment));
+}
+
+RematChoice RematProblem::Full() const {
+  Assignment assignment{.keep_shared = false};
+  for (const RematBlock& block : chain_.blocks) assignment.options.push_back(&menus_[At(block.kind)].full);
+  return ChoiceOf(std::move(assignment));
+}
+
 RematChoice RematProblem::None() const {
-  RematChoice choice{.kept = {}, .group = std::vector<int>(chain_.blocks.size(), 0)};
-  std::vector<const RematOption*> options;
-  for (size_t b = 0; b < chain_.blocks.size(); ++b) {
-    options.push_back(&menu(static_cast<int>(b)).options[0]);
-    choice.kept.push_back(std::vector<bool>(chain_.blocks[b].nodes.size(), true));
-  }
-  SetTotals(choice, options);
+  Assignment assignment;
+  for (const RematBlock& block : chain_.blocks) assignment.options.push_back(&menus_[At(block.kind)].options[0]);
+  RematChoice choice = ChoiceOf(std::move(assignment));
+  for (size_t b = 0; b < choice.kept.size(); ++b) choice.kept[b].assign(choice.kept[b].size(), true);
   return choice;
 }
 
-std::vector<RematChoice> RematProblem::Candidates() const {
+void RematProblem::AddByLayerDp(std::vector<Assignment>& found) const {
   const size_t n = chain_.blocks.size();
   const size_t menu_limit = n <= 8 ? 64 : 24;
   std::vector<std::vector<const RematOption*>> menus;
   for (const RematMenu& menu : menus_) menus.push_back(Thinned(menu, menu_limit));
-  const size_t state_limit = At(std::clamp<int64_t>(kMaxSteps / static_cast<int64_t>(n * menu_limit), 64, 4096));
+  const int64_t max_steps = n > kHullBlocks ? kMaxSteps / 3 : kMaxSteps;
+  const size_t state_limit = At(std::clamp<int64_t>(max_steps / static_cast<int64_t>(n * menu_limit), 64, 4096));
 
   std::vector<std::vector<ChainState>> layers(n + 1);
   layers[0].push_back({.saved = shared_bytes_, .option = 1});
@@ -186,30 +194,97 @@ std::vector<RematChoice> RematProblem::Candidates() const {
     }
     Prune(next, state_limit);
   }
-
-  // By seconds, each with a lower peak than all cheaper ones. None() comes first: it costs nothing.
-  std::vector<ChainState> last = layers[n];
-  std::sort(last.begin(), last.end(), [](const ChainState& a, const ChainState& b) {
-    return std::make_pair(a.seconds, a.peak) < std::make_pair(b.seconds, b.peak);
-  });
-  std::vector<RematChoice> candidates = {None()};
-  int64_t lowest = candidates[0].peak_bytes;
-  for (const ChainState& state : last) lowest = std::min(lowest, state.peak);
-  const int64_t step = (candidates[0].peak_bytes - lowest) / static_cast<int64_t>(kMaxCandidates);
-  for (const ChainState& state : last) {
-    if (state.seconds <= 0) continue;
-    const int64_t before = candidates.back().peak_bytes;
-    if (state.peak >= before || (state.peak > lowest && before - state.peak < step)) continue;
-    RematChoice choice{.kept = std::vector<std::vector<bool>>(n),
-                       .group = std::vector<int>(n, 0),
-                       .seconds = state.seconds,
-                       .peak_bytes = state.peak};
+  for (const ChainState& state : layers[n]) {
+    Assignment assignment{.options = std::vector<const RematOption*>(n)};
     const ChainState* at = &state;
     for (size_t b = n; b > 0; --b) {
-      choice.kept[b - 1] = menus[At(chain_.blocks[b - 1].kind)][At(at->option)]->kept;
+      assignment.options[b - 1] = menus[At(chain_.blocks[b - 1].kind)][At(at->option)];
       at = &layers[b - 1][At(at->parent)];
     }
-    choice.keep_shared = at->option == 1;
+    assignment.keep_shared = at->option == 1;
+    assignment.seconds = state.seconds;
+    assignment.peak_bytes = state.peak;
+    found.push_back(std::move(assignment));
+  }
+}
+
+void RematProblem::AddByHull(std::vector<Assignment>& found) const {
+  const size_t n = chain_.blocks.size();
+  std::vector<int64_t> peaks;
+  for (const RematMenu& menu : menus_) {
+    for (const RematOption& option : menu.options) peaks.push_back(option.peak_bytes);
+  }
+  std::sort(peaks.begin(), peaks.end());
+  for (const int quarter : {1, 2, 3, 4}) {
+    const int64_t limit = peaks[(peaks.size() - 1) * At(quarter) / 4];
+    // The lower hull of seconds over saved bytes of each menu, without options whose own peak is above the limit.
+    struct Step {
+      double slope;  // Seconds for a byte.
+      size_t kind;
+      const RematOption* to;
+    };
+    std::vector<Step> steps;
+    std::vector<const RematOption*> start;
+    for (size_t kind = 0; kind < menus_.size(); ++kind) {
+      std::vector<const RematOption*> hull;
+      for (const RematOption& option : menus_[kind].options) {  // By seconds.
+        if (option.peak_bytes > limit && &option != &menus_[kind].options[0]) continue;
+        if (!hull.empty() && option.saved_bytes >= hull.back()->saved_bytes) continue;
+        const auto slope = [](const RematOption& from, const RematOption& to) {
+          return (to.seconds - from.seconds) / static_cast<double>(from.saved_bytes - to.saved_bytes);
+        };
+        while (hull.size() > 1 && slope(*hull[hull.size() - 2], *hull.back()) >= slope(*hull.back(), option)) {
+          hull.pop_back();
+        }
+        hull.push_back(&option);
+      }
+      start.push_back(hull[0]);
+      for (size_t i = 1; i < hull.size(); ++i) {
+        steps.push_back({(hull[i]->seconds - hull[i - 1]->seconds) /
+                             static_cast<double>(hull[i - 1]->saved_bytes - hull[i]->saved_bytes),
+                         kind, hull[i]});
+      }
+    }
+    std::stable_sort(steps.begin(), steps.end(), [](const Step& a, const Step& b) { return a.slope < b.slope; });
+    for (const bool from_the_end : {false, true}) {
+      Assignment at;
+      for (const RematBlock& block : chain_.blocks) at.options.push_back(start[At(block.kind)]);
+      at.keep_shared = shared_bytes_ == 0;
+      for (const Step& step : steps) {
+        for (size_t i = 0; i < n; ++i) {
+          const size_t b = from_the_end ? n - 1 - i : i;
+          if (At(chain_.blocks[b].kind) != step.kind) continue;
+          at.options[b] = step.to;
+          SetTotals(at, {});
+          found.push_back(at);
+        }
+      }
+    }
+  }
+}
+
+std::vector<RematChoice> RematProblem::Candidates() const {
+  std::vector<Assignment> found;
+  AddByLayerDp(found);
+  if (chain_.blocks.size() > kHullBlocks) AddByHull(found);
+  std::sort(found.begin(), found.end(), [](const Assignment& a, const Assignment& b) {
+    return std::make_pair(a.seconds, a.peak_bytes) < std::make_pair(b.seconds, b.peak_bytes);
+  });
+  // By seconds, each with a lower peak than all cheaper ones. None() comes first: it costs nothing.
+  std::vector<RematChoice> candidates = {None()};
+  int64_t lowest = candidates[0].peak_bytes;
+  for (const Assignment& assignment : found) lowest = std::min(lowest, assignment.peak_bytes);
+  const int64_t step = (candidates[0].peak_bytes - lowest) / static_cast<int64_t>(kMaxCandidates);
+  for (const Assignment& assignment : found) {
+    if (assignment.seconds <= 0) continue;
+    const int64_t peak = assignment.peak_bytes, before = candidates.back().peak_bytes;
+    if (peak >= before || (peak > lowest && before - peak < step)) continue;
+    RematChoice choice{.kept = {},
+                       .group = std::vector<int>(chain_.blocks.size(), 0),
+                       .keep_shared = assignment.keep_shared,
+                       .seconds = assignment.seconds,
+                       .peak_bytes = peak};
+    for (const RematOption* option : assignment.options) choice.kept.push_back(option->kept);
     candidates.push_back(std::move(choice));
   }
   AddGroups(candidates);
@@ -229,8 +304,8 @@ void RematProblem::AddGroups(std::vector<RematChoice>& candidates) const {
     }
   }
   const RematChoice full = Full();
-  std::vector<const RematOption*> options;
-  for (int b = 0; b < n; ++b) options.push_back(&menu(b).full);
+  Assignment assignment{.keep_shared = false};
+  for (int b = 0; b < n; ++b) assignment.options.push_back(&menu(b).full);
   std::vector<RematChoice> grouped = {full};
   const int largest = std::min(count, 2 + 2 * static_cast<int>(std::sqrt(static_cast<double>(count))));
   for (int size = 2; size <= largest; ++size) {
@@ -238,7 +313,9 @@ void RematProblem::AddGroups(std::vector<RematChoice>& candidates) const {
     for (int groups = 1; groups * size <= count; ++groups) {
       RematChoice choice = full;
       for (int i = 0; i < groups * size; ++i) choice.group[At(first + i)] = 1 + i / size;
-      SetTotals(choice, options);
+      SetTotals(assignment, choice.group);
+      choice.seconds = assignment.seconds;
+      choice.peak_bytes = assignment.peak_bytes;
       grouped.push_back(std::move(choice));
     }
   }
@@ -251,30 +328,36 @@ void RematProblem::AddGroups(std::vector<RematChoice>& candidates) const {
 }
 
 double RematProblem::LowerBoundSeconds(int64_t peak_bytes) const {
-  // min sum t  s.t.  sum of saved over all blocks but the last, and the last one's peak, <= peak_bytes; dual in one
-  // multiplier, concave, so that a golden section on its logarithm finds the best.
-  const size_t n = chain_.blocks.size();
-  const auto dual = [&](double price) {
-    double sum = -price * static_cast<double>(peak_bytes);
-    for (size_t b = 0; b < n; ++b) {
-      double least = std::numeric_limits<double>::infinity();
-      for (const RematOption& option : menu(static_cast<int>(b)).options) {
-        const int64_t bytes = b + 1 < n ? option.saved_bytes : option.peak_bytes;
-        least = std::min(least, option.seconds + price * static_cast<double>(bytes));
+  // For each of the last blocks: min sum t  s.t.  the bytes saved before it, its own peak and the gradients behind it
+  // <= peak_bytes. The dual in one multiplier is concave; a golden section on its logarithm finds the best. The
+  // tightest of these holds for all.
+  constexpr int kBlocks = 8;
+  const int n = static_cast<int>(chain_.blocks.size());
+  double bound = 0;
+  for (int limited = std::max(0, n - kBlocks); limited < n; ++limited) {
+    const double budget = static_cast<double>(peak_bytes - growth_after_[At(limited)]);
+    const auto dual = [&](double price) {
+      double sum = -price * budget;
+      for (int b = 0; b <= limited; ++b) {
+        double least = std::numeric_limits<double>::infinity();
+        for (const RematOption& option : menu(b).options) {
+          const int64_t bytes = b < limited ? option.saved_bytes : option.peak_bytes;
+          least = std::min(least, option.seconds + price * static_cast<double>(bytes));
+        }
+        sum += least;
       }
-      sum += least;
+      return sum + std::min(shared_seconds_, price * static_cast<double>(shared_bytes_));
+    };
+    double low = -40, high = 0;
+    constexpr double kGolden = 0.6180339887498949;
+    for (int i = 0; i < 60; ++i) {
+      const double x = high - kGolden * (high - low), y = low + kGolden * (high - low);
+      const double at_x = dual(std::exp(x)), at_y = dual(std::exp(y));
+      bound = std::max({bound, at_x, at_y});
+      (at_x < at_y ? low : high) = at_x < at_y ? x : y;
     }
-    return sum + std::min(shared_seconds_, price * static_cast<double>(shared_bytes_));
-  };
-  double low = -40, high = 0, best = 0;
-  constexpr double kGolden = 0.6180339887498949;
-  for (int i = 0; i < 80; ++i) {
-    const double a = high - kGolden * (high - low), b = low + kGolden * (high - low);
-    const double at_a = dual(std::exp(a)), at_b = dual(std::exp(b));
-    best = std::max({best, at_a, at_b});
-    (at_a < at_b ? low : high) = at_a < at_b ? a : b;
   }
-  return best;
+  return bound;
 }
 
 namespace {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "ir/cost.h"
 #include "ir/graph.h"
 #include "passes/remat_blocks.h"
@@ -44,13 +45,26 @@ class RematProblem {
   // By seconds, ascending, peak_bytes descending; the first is None(). Beyond keeping the inputs of all blocks come
   // groups. Does not depend on any budget.
   std::vector<RematChoice> Candidates() const;
-  // No choice of the menus with a peak of at most `peak_bytes` takes fewer seconds: a Lagrangian bound over the blocks,
-  // on the bytes saved alone. For tests and benches.
+  // No choice of the menus without groups and with a peak of at most `peak_bytes` takes fewer seconds: a Lagrangian
+  // bound. For tests and benches.
   double LowerBoundSeconds(int64_t peak_bytes) const;
 
  private:
-  RematChoice Choice(RematOption RematMenu::*option, bool keep_shared) const;
-  void SetTotals(RematChoice& choice, const std::vector<const RematOption*>& options) const;
+  // One option a block.
+  struct Assignment {
+    std::vector<const RematOption*> options;
+    bool keep_shared = true;
+    double seconds = 0;
+    int64_t peak_bytes = 0;
+  };
+
+  // `group` as RematChoice::group; empty: no groups.
+  void SetTotals(Assignment& assignment, absl::Span<const int> group) const;
+  RematChoice ChoiceOf(Assignment assignment) const;
+  // Block after block, the best states: near the best of all assignments while blocks are few.
+  void AddByLayerDp(std::vector<Assignment>& found) const;
+  // Along the lower hulls of the menus, one block after the other taking the next cheapest step.
+  void AddByHull(std::vector<Assignment>& found) const;
   void AddGroups(std::vector<RematChoice>& candidates) const;
 
   std::unique_ptr<Graph> graph_;       // A copy, with fused nodes in parts.
