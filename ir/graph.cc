@@ -108,6 +108,7 @@ std::unique_ptr<Graph> Graph::Clone() const {
     }
   }
   for (Node* input : inputs_) clone->inputs_.push_back(copies.at(input));
+  for (const auto& [name, input] : input_of_) clone->input_of_[name] = copies.at(input);
   for (const Output& output : outputs_) {
     clone->outputs_.push_back({Value{copies.at(output.value.node), output.value.index}, output.name,
                                output.donates == nullptr ? nullptr : copies.at(output.donates)});
@@ -130,6 +131,7 @@ absl::StatusOr<Value> Graph::AddInput(absl::string_view name, const TensorType& 
   node->result_types_ = {type};
   Node* raw = node.get();
   inputs_.push_back(raw);
+  input_of_[raw->name_] = raw;
   nodes_.emplace(raw->id_, std::move(node));
   return raw->result();
 }
@@ -165,7 +167,7 @@ absl::StatusOr<Node*> Graph::CloneNode(const Node& node, absl::Span<const Value>
   ASSIGN_OR_RETURN(Node * copy, AddNode(node.op(), operands, node.attrs(), node.name()));
   copy->phase_ = node.phase();
   copy->made_by_ = node.made_by();
-  if (recompute) copy->recompute_of_ = node.recompute_of() != nullptr ? node.recompute_of() : &node;
+  if (recompute) SetNodeRecomputeOf(copy, node.recompute_of() != nullptr ? node.recompute_of() : &node);
   return copy;
 }
 
@@ -184,10 +186,24 @@ void Graph::DropUse(Value value, Node* user, int operand) {
 }
 
 Node* Graph::FindInput(absl::string_view name) const {
-  for (Node* input : inputs_) {
-    if (input->name() == name) return input;
+  const auto at = input_of_.find(name);
+  return at == input_of_.end() ? nullptr : at->second;
+}
+
+void Graph::SetNodeName(Node* node, absl::string_view name) {
+  if (node->is_input()) {
+    const auto at = input_of_.find(node->name_);
+    if (at != input_of_.end() && at->second == node) input_of_.erase(at);
+    input_of_[std::string(name)] = node;
   }
-  return nullptr;
+  node->name_ = std::string(name);
+}
+
+void Graph::SetNodeRecomputeOf(Node* node, const Node* original) {
+  node->recompute_of_ = original;
+  if (original == nullptr) return;
+  const auto own = nodes_.find(original->id());
+  if (own != nodes_.end() && own->second.get() == original) own->second->may_be_repeated_ = true;
 }
 
 const Output* Graph::FindOutput(absl::string_view name) const {
@@ -200,6 +216,8 @@ const Output* Graph::FindOutput(absl::string_view name) const {
 void Graph::RemoveInput(Node* input) {
   CHECK(input->is_input() && input->uses().empty() && !IsOutput(input));
   inputs_.erase(std::find(inputs_.begin(), inputs_.end(), input));
+  const auto at = input_of_.find(input->name());
+  if (at != input_of_.end() && at->second == input) input_of_.erase(at);
   nodes_.erase(input->id());
 }
 
@@ -232,8 +250,10 @@ bool Graph::IsOutput(const Node* node) const {
 void Graph::RemoveNode(Node* node) {
   CHECK(!node->is_input() && node->uses().empty() && !IsOutput(node)) << node->name();
   for (size_t i = 0; i < node->operands_.size(); ++i) DropUse(node->operands_[i], node, static_cast<int>(i));
-  for (const auto& [id, other] : nodes_) {
-    if (other->recompute_of_ == node) other->recompute_of_ = nullptr;
+  if (node->may_be_repeated_) {
+    for (const auto& [id, other] : nodes_) {
+      if (other->recompute_of_ == node) other->recompute_of_ = nullptr;
+    }
   }
   nodes_.erase(node->id());
 }
@@ -341,13 +361,14 @@ absl::StatusOr<Init> ParseInit(absl::string_view text) {
       return Init{.kind = Init::Kind::kConstant, .value = value};
     }
   }
-  return absl::InvalidArgumentError(absl::StrCat(
-      "\"", text, "\" is not an initial value; expected zeros, ones, normal(STDDEV) or constant(VALUE)"));
+  return absl::InvalidArgumentError(
+      absl::StrCat("\"", text, "\" is not an initial value; expected zeros, ones, normal(STDDEV) or constant(VALUE)"));
 }
 
 std::unique_ptr<Module> Module::Clone() const {
   auto clone = std::make_unique<Module>(name_);
   clone->states_ = states_;
+  clone->IndexStates();
   clone->facts_ = facts_;
   clone->made_by_ = made_by_;
   for (const auto& graph : graphs_) clone->graphs_.push_back(graph->Clone());
@@ -356,6 +377,7 @@ std::unique_ptr<Module> Module::Clone() const {
 
 absl::Status Module::AddState(State state) {
   RETURN_IF_ERROR(Annotate(CheckTensorType(state.type), absl::StrCat("state ", state.name)));
+  if (states_may_be_renamed_) IndexStates();
   if (state.name.empty() || FindState(state.name) != nullptr) {
     return absl::InvalidArgumentError(absl::StrCat(
         "state \"", state.name, "\" ", state.name.empty() ? "has no name" : "exists already; names are unique"));
@@ -365,18 +387,31 @@ absl::Status Module::AddState(State state) {
                                                    "; expected parameter, optimizer_state or gradient"));
   }
   if (state.logical_dims.empty()) state.logical_dims = state.type.dims;
+  state_of_[state.name] = states_.size();
   states_.push_back(std::move(state));
   return absl::OkStatus();
 }
 
+void Module::IndexStates() {
+  state_of_.clear();
+  for (size_t i = 0; i < states_.size(); ++i) state_of_.emplace(states_[i].name, i);
+  states_may_be_renamed_ = false;
+}
+
 const State* Module::FindState(absl::string_view name) const {
+  const auto at = state_of_.find(name);
+  if (at != state_of_.end() && states_[at->second].name == name) return &states_[at->second];
+  if (!states_may_be_renamed_) return nullptr;
   for (const State& state : states_) {
     if (state.name == name) return &state;
   }
   return nullptr;
 }
 
-State* Module::MutableState(absl::string_view name) { return const_cast<State*>(FindState(name)); }
+State* Module::MutableState(absl::string_view name) {
+  states_may_be_renamed_ = true;
+  return const_cast<State*>(FindState(name));
+}
 
 Graph* Module::AddGraph(absl::string_view name) { return AddGraph(std::make_unique<Graph>(std::string(name))); }
 

@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
@@ -75,7 +76,7 @@ class Node {
   const Node* recompute_of() const { return recompute_of_; }  // The node this one repeats, or null.
   // Name of the pass that made it, "" for the model's builder; for reports: no part of text, fingerprint or equality.
   const std::string& made_by() const { return made_by_; }
-  const Attrs& attrs() const { return attrs_; }               // Complete: defaults filled in.
+  const Attrs& attrs() const { return attrs_; }  // Complete: defaults filled in.
   absl::Span<const Value> operands() const { return operands_; }
   absl::Span<const TensorType> result_types() const { return result_types_; }
   std::vector<TensorType> operand_types() const;
@@ -93,6 +94,7 @@ class Node {
   Role role_ = Role::kData;
   Phase phase_ = Phase::kForward;
   const Node* recompute_of_ = nullptr;
+  bool may_be_repeated_ = false;  // Another node was once marked recompute_of this one.
   std::string name_;
   std::string made_by_;
   Attrs attrs_;
@@ -147,9 +149,9 @@ class Graph {
   const Output* FindOutput(absl::string_view name) const;
 
   void SetOperand(Node* node, int operand, Value value);  // REQUIRES: same type.
-  void SetNodeName(Node* node, absl::string_view name) { node->name_ = std::string(name); }
+  void SetNodeName(Node* node, absl::string_view name);
   void SetNodePhase(Node* node, Phase phase) { node->phase_ = phase; }
-  void SetNodeRecomputeOf(Node* node, const Node* original) { node->recompute_of_ = original; }
+  void SetNodeRecomputeOf(Node* node, const Node* original);
   // Rewrites operands and outputs; `except` keeps its operands. REQUIRES: same type.
   void ReplaceAllUses(Value from, Value to, const Node* except = nullptr);
   // REQUIRES: no uses, not an output.
@@ -176,6 +178,7 @@ class Graph {
   int64_t next_id_ = 0;
   std::map<int64_t, std::unique_ptr<Node>> nodes_;  // By id.
   std::vector<Node*> inputs_;
+  absl::flat_hash_map<std::string, Node*> input_of_;  // By name.
   std::vector<Output> outputs_;
 };
 
@@ -233,7 +236,11 @@ class Module {
 
  private:
   std::string name_;
+  void IndexStates();
+
   std::vector<State> states_;
+  absl::flat_hash_map<std::string, size_t> state_of_;  // By name.
+  bool states_may_be_renamed_ = false;                 // MutableState gave one away since the index was made.
   std::vector<std::unique_ptr<Graph>> graphs_;
   std::string made_by_;
   std::map<std::string, int64_t> facts_;

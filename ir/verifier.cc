@@ -161,6 +161,15 @@ class GraphVerifier {
     return absl::OkStatus();
   }
 
+  // Fewer results, each of a type that the original has: a part of a fused node.
+  static bool IsPartOf(const Node& node, const Node& original) {
+    const absl::Span<const TensorType> types = original.result_types();
+    return node.num_results() < original.num_results() &&
+           std::all_of(node.result_types().begin(), node.result_types().end(), [&](const TensorType& type) {
+             return std::find(types.begin(), types.end(), type) != types.end();
+           });
+  }
+
   absl::Status RecomputeOf(const Node& node) const {
     const Node* original = node.recompute_of();
     if (original == nullptr) return absl::OkStatus();
@@ -168,7 +177,8 @@ class GraphVerifier {
       return Broken(Describe(node), ": recompute_of refers to a node that is not in the graph");
     }
     if (original == &node || original->is_input() || &original->op() != &node.op() ||
-        original->attrs() != node.attrs() || original->result_types() != node.result_types()) {
+        ((original->attrs() != node.attrs() || original->result_types() != node.result_types()) &&
+         !IsPartOf(node, *original))) {
       return Broken(Describe(node), ": recompute_of refers to ", Describe(*original),
                     "; expected another node of the same op, attributes and result types");
     }
