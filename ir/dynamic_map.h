@@ -23,6 +23,9 @@ class DynamicMap {
   const std::array<float, 256>& values() const { return values_; }
   uint8_t zero() const { return zero_; }  // The code of 0.
 
+  // Encode gives a code above `code` to what is larger than this; of the last code: infinity.
+  float Middle(uint8_t code) const { return middles_[code]; }
+
   // The code of the value nearest to x, the smaller one of two as near. REQUIRES: -1 <= x <= 1 (others give some code).
   uint8_t Encode(float x) const {
     uint32_t bits;

@@ -91,6 +91,8 @@ absl::Span<const CudaEmitter> CudaOptimizerEmitters();  // global_norm, adam_ste
 // The steps of one instruction. Views have none. Errors: Unimplemented.
 absl::StatusOr<CudaSteps> EmitCuda(const CudaCall& call);
 
+// The text of one of the *.cuh beside this file. REQUIRES: it is there.
+absl::string_view CudaText(absl::string_view file);
 // prelude.cuh: dtype conversions (round to nearest even), 16-byte vectors, warp and block sums in a fixed order,
 // Philox.
 absl::string_view CudaPrelude();

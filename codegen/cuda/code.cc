@@ -1,0 +1,159 @@
+#include "codegen/cuda/code.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "codegen/cuda/kernel.h"
+#include "codegen/plan/nvrtc.h"
+#include "ir/attrs.h"
+#include "ir/base/check.h"
+#include "ir/base/file.h"
+#include "ir/base/hash.h"
+#include "ir/base/memory.h"
+#include "ir/base/status_macros.h"
+#include "ir/graph_io.h"
+#include "ir/op.h"
+#include "ir/target.h"
+
+namespace mt {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double SecondsSince(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+absl::StatusOr<std::vector<TensorType>> TypesOf(const proto::ProgramProto& program,
+                                                const google::protobuf::RepeatedField<int32_t>& tensors) {
+  std::vector<TensorType> types;
+  for (const int32_t t : tensors) {
+    ASSIGN_OR_RETURN(TensorType type, TypeFromProto(program.tensors(t).type()));
+    types.push_back(std::move(type));
+  }
+  return types;
+}
+
+class CodeWriter {
+ public:
+  CodeWriter(proto::PlanProto& plan, const Target& target) : plan_(plan), target_(target) {}
+
+  absl::Status Emit() {
+    plan_.clear_cuda();
+    for (const proto::ProgramProto& program : plan_.programs()) {
+      proto::CudaProgramProto& code = *plan_.mutable_cuda()->add_programs();
+      for (const proto::InstructionProto& instruction : program.instructions()) {
+        RETURN_IF_ERROR(Annotate(Emit(program, instruction, *code.add_instructions()),
+                                 absl::StrCat("program ", program.name(), ", \"", instruction.name(), "\"")));
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  CudaCodeReport report;
+
+ private:
+  absl::Status Emit(const proto::ProgramProto& program, const proto::InstructionProto& instruction,
+                    proto::CudaInstructionProto& code) {
+    const OpDef* op = FindOp(instruction.op());
+    CHECK(op != nullptr) << instruction.op();
+    ASSIGN_OR_RETURN(const Attrs attrs, AttrsFromProto(instruction.attrs()));
+    ASSIGN_OR_RETURN(const std::vector<TensorType> operands, TypesOf(program, instruction.operands()));
+    ASSIGN_OR_RETURN(const std::vector<TensorType> results, TypesOf(program, instruction.results()));
+    CudaCall call{.target = target_, .op = op, .attrs = &attrs, .operands = operands, .results = results};
+    if (instruction.workspace() >= 0) call.workspace_bytes = plan_.buffers(instruction.workspace()).size_bytes();
+    ASSIGN_OR_RETURN(const CudaSteps steps, EmitCuda(call));
+    for (const CudaSteps::Step& step : steps.steps()) {
+      proto::CudaStepProto& proto = *code.add_steps();
+      proto = step.proto;
+      report.matmuls += proto.has_matmul() ? 1 : 0;
+      report.fills += proto.has_fill() ? 1 : 0;
+      if (!proto.has_launch()) continue;
+      ++report.launches;
+      proto.mutable_launch()->set_module(ModuleOf(step.source));
+    }
+    return absl::OkStatus();
+  }
+
+  int ModuleOf(const std::string& source) {
+    const auto [at, is_new] = modules_.emplace(source, plan_.cuda().modules_size());
+    if (is_new) plan_.mutable_cuda()->add_modules()->set_source(absl::StrCat(CudaPrelude(), "\n", source));
+    return at->second;
+  }
+
+  proto::PlanProto& plan_;
+  const Target& target_;
+  absl::flat_hash_map<std::string, int> modules_;
+};
+
+// Cubins of all modules; side by side, since each takes a tenth of a second.
+absl::Status CompileModules(proto::CudaCodeProto& code, const Target& target, std::string& warning) {
+  const absl::StatusOr<std::string> version = CudaCompilerVersion();
+  if (!version.ok()) {
+    warning = absl::StrCat("the plan holds kernels as sources, which mtrun compiles when it loads them: ",
+                           version.status().message());
+    return absl::OkStatus();
+  }
+  const int count = code.modules_size();
+  std::vector<absl::Status> statuses(static_cast<size_t>(count));
+  std::atomic<int> next{0};
+  const auto work = [&] {
+    for (int i = next++; i < count; i = next++) {
+      proto::CudaModuleProto& module = *code.mutable_modules(i);
+      absl::StatusOr<std::string> cubin = CompileCudaSource(module.source(), target);
+      if (!cubin.ok()) {
+        statuses[static_cast<size_t>(i)] = cubin.status();
+        continue;
+      }
+      module.set_checksum(Fnv1a(*cubin));
+      module.set_cubin(*std::move(cubin));
+      module.set_compiler(*version);
+    }
+  };
+  std::vector<std::thread> threads;
+  const int cpus = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  for (int i = 1; i < std::min(count, cpus); ++i) threads.emplace_back(work);
+  work();
+  for (std::thread& thread : threads) thread.join();
+  for (const absl::Status& status : statuses) RETURN_IF_ERROR(status);
+  warning = CudaCacheProblem();
+  return absl::OkStatus();
+}
+
+absl::Status Dump(const proto::CudaCodeProto& code, const std::string& folder) {
+  RETURN_IF_ERROR(MakeFolder(folder));
+  for (int i = 0; i < code.modules_size(); ++i) {
+    const proto::CudaModuleProto& module = code.modules(i);
+    const std::string name = absl::StrFormat("%s/%03d", folder, i);
+    RETURN_IF_ERROR(WriteFile(absl::StrCat(name, ".cu"), module.source()));
+    if (!module.cubin().empty()) RETURN_IF_ERROR(WriteFile(absl::StrCat(name, ".cubin"), module.cubin()));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status AddCudaCode(proto::PlanProto& plan, const std::string& dump_dir, CudaCodeReport* report) {
+  ASSIGN_OR_RETURN(const Target target, ParseTarget(plan.target()));
+  CHECK(target.is_cuda()) << plan.target();
+  const Clock::time_point start = Clock::now();
+  CodeWriter writer(plan, target);
+  RETURN_IF_ERROR(writer.Emit());
+  writer.report.emit_seconds = SecondsSince(start);
+  const Clock::time_point compile_start = Clock::now();
+  writer.report.modules = plan.cuda().modules_size();
+  const absl::Status compiled = CompileModules(*plan.mutable_cuda(), target, writer.report.warning);
+  writer.report.compile_seconds = SecondsSince(compile_start);
+  if (!dump_dir.empty()) RETURN_IF_ERROR(Dump(plan.cuda(), absl::StrCat(dump_dir, "/cuda")));
+  RETURN_IF_ERROR(compiled);
+  if (report != nullptr) *report = std::move(writer.report);
+  return absl::OkStatus();
+}
+
+}  // namespace mt

@@ -1,0 +1,11 @@
+# cmake -DOUTPUT=FILE -DINPUTS=a.cuh,b.cuh -P embed.cmake: a C++ source whose CudaText(name) is the text of a file.
+string(REPLACE "," ";" inputs "${INPUTS}")
+set(text "#include \"codegen/cuda/kernel.h\"\n#include \"ir/base/check.h\"\n\nnamespace mt {\n\n")
+string(APPEND text "absl::string_view CudaText(absl::string_view file) {\n")
+foreach(input ${inputs})
+  get_filename_component(name ${input} NAME)
+  file(READ ${input} content)
+  string(APPEND text "  if (file == \"${name}\") return R\"cuda(${content})cuda\";\n")
+endforeach()
+string(APPEND text "  CHECK(false) << \"no skeleton \" << std::string(file);\n  return \"\";\n}\n\n}  // namespace mt\n")
+file(WRITE ${OUTPUT} "${text}")
