@@ -19,10 +19,14 @@ absl::Status Measure(const std::string& model, const std::string& target, int64_
                      std::vector<std::string> pipelines) {
   Job job{.spec = model};
   job.options.target = target;
-  if (pipelines.empty()) pipelines = FitPipelines(job);
+  const bool named = !pipelines.empty();
+  if (!named) pipelines = FitPipelines(job);
   for (const std::string& passes : pipelines) {
     job.options.passes = passes;
-    ASSIGN_OR_RETURN(const FitResult fit, FitLargest(job, FitAxis::kBatch, memory_bytes));
+    const absl::StatusOr<FitResult> answer = FitLargest(job, FitAxis::kBatch, memory_bytes);
+    if (!named && answer.status().code() == absl::StatusCode::kInvalidArgument) continue;  // Nothing for a pass to do.
+    RETURN_IF_ERROR(answer);
+    const FitResult& fit = *answer;
     const nlohmann::ordered_json json = {{"model", model},
                                          {"target", target},
                                          {"memory_bytes", memory_bytes},

@@ -51,6 +51,8 @@ void AddGoals(std::vector<Configuration>& rows) {
   for (const Goal& g : goals) {
     rows.push_back({"goals", absl::StrCat(g.name, " fast"), g.model, g.batch, g.sequence, "cuda", kFast, g.fast});
     rows.push_back({"goals", absl::StrCat(g.name, " small"), g.model, g.batch, g.sequence, "cuda", kSmall, g.small});
+    rows.push_back({"goals", absl::StrCat(g.name, " small, budget"), g.model, g.batch, g.sequence, "cuda",
+                    absl::StrCat(kSmall, ":budget=", g.small, "MiB"), g.small});
     rows.push_back(
         {"goals", absl::StrCat(g.name, " small, 8-bit"), g.model, g.batch, g.sequence, "cuda", kSmall8, g.small8});
   }

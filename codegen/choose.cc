@@ -38,6 +38,7 @@ constexpr Fix kFixes[] = {
 // Together: the sets of fixes that are planned.
 constexpr int kMaxTogether = 4;
 constexpr size_t kLargest = 5;      // Tensors in a refusal.
+constexpr size_t kShownBehind = 4;  // Candidates behind the chosen one in a table.
 constexpr size_t kSuggestions = 6;  // Pipelines in a refusal.
 
 absl::string_view NameOf(absl::string_view element) {
@@ -161,6 +162,11 @@ absl::StatusOr<std::vector<Candidate>> PlanCandidates(const Job& job, int64_t me
       for (const std::string& pass : added) passes = WithPass(passes, pass);
       const absl::StatusOr<Candidate> candidate = PlanCandidate(job, std::move(passes), std::move(added));
       if (!candidate.ok() || !seen.insert(candidate->pipeline).second) continue;
+      const bool is_no_other = absl::c_any_of(planned, [&](const Candidate& other) {
+        return IsSubset(other.added, candidate->added) && other.needs_bytes == candidate->needs_bytes &&
+               other.step_seconds == candidate->step_seconds;
+      });
+      if (is_no_other) continue;  // A budget that is kept to as it is, say.
       one_fits = one_fits || candidate->needs_bytes <= memory_bytes;
       planned.push_back(*candidate);
     }
@@ -197,12 +203,16 @@ std::string FormatChoice(const Choice& choice, absl::string_view target, int64_t
                                      choice.candidates.size() == 1 ? "pipeline" : "pipelines");
   absl::StrAppendFormat(&text, "  %12s %12s  passes (a step estimated at the roofline of %s)\n", "needs", "step",
                         target);
-  for (size_t i = 0; i < choice.candidates.size(); ++i) {
+  const size_t shown = std::min(choice.candidates.size(), static_cast<size_t>(choice.chosen + 1) + kShownBehind);
+  for (size_t i = 0; i < shown; ++i) {
     const Candidate& candidate = choice.candidates[i];
     const bool fits = candidate.needs_bytes <= memory_bytes;
     absl::StrAppendFormat(&text, "%s %12s %12s  %s%s\n", static_cast<int>(i) == choice.chosen ? ">" : " ",
                           FormatBytes(candidate.needs_bytes), StepText(candidate.step_seconds), candidate.pipeline,
                           fits ? "" : absl::StrCat("  ", FormatBytes(candidate.needs_bytes - memory_bytes), " short"));
+  }
+  if (shown < choice.candidates.size()) {
+    absl::StrAppend(&text, "  and ", choice.candidates.size() - shown, " that are slower\n");
   }
   return text;
 }
@@ -276,10 +286,7 @@ std::vector<std::string> FitPipelines(const Job& job) {
     Job with = job;
     with.options.passes = passes;
     const absl::StatusOr<Pipeline> pipeline = PipelineOf(with.options);
-    if (!pipeline.ok() || !seen.insert(pipeline->ToString()).second) return;
-    // A pass that the model has nothing for is no answer.
-    if (!PlanCandidate(with, passes, {}).ok()) return;
-    pipelines.push_back(passes);
+    if (pipeline.ok() && seen.insert(pipeline->ToString()).second) pipelines.push_back(passes);
   };
   add("none");
   add("default");

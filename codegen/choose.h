@@ -53,7 +53,8 @@ std::string FormatChoice(const Choice& choice, absl::string_view target, int64_t
 absl::Status DoesNotFit(const Job& job, const proto::PlanProto& plan, double step_seconds, int64_t memory_bytes,
                         absl::string_view source);
 
-// The pipelines that `mtc fit` answers for where none is named: from none to the smallest, each once.
+// The pipelines that `mtc fit` answers for where none is named: from none to the smallest, each once. A model may have
+// nothing for some of them.
 std::vector<std::string> FitPipelines(const Job& job);
 
 }  // namespace mt

@@ -321,12 +321,14 @@ absl::Status Fit(const ParsedArgs& args) {
   ASSIGN_OR_RETURN(const Target target, ParseTarget(job.options.target));
   ASSIGN_OR_RETURN(const proto::ModelSpec spec, LoadSpec(job.spec, job.model));
   std::vector<std::string> pipelines = args.Strings("passes");
-  if (pipelines.empty()) pipelines = FitPipelines(job);
+  const bool named = !pipelines.empty();
+  if (!named) pipelines = FitPipelines(job);
   std::vector<Answer> answers;
   for (const std::string& passes : pipelines) {
     job.options.passes = passes;
     const FitAxis axis = job.model.batch ? FitAxis::kSequence : FitAxis::kBatch;
     absl::StatusOr<FitResult> fit = FitLargest(job, axis, *memory);
+    if (!named && fit.status().code() == absl::StatusCode::kInvalidArgument && passes != "none") continue;
     if (!fit.ok()) return Annotate(fit.status(), absl::StrCat("--passes=", passes));
     answers.push_back({axis, passes, *std::move(fit)});
   }
