@@ -521,6 +521,66 @@ std::vector<int> Legal(const PlanGraph& graph) {
   return order;
 }
 
+// An order for backward passes. The topological one runs originals before clones, which are younger, so that whatever
+// needs no recomputed value overtakes what does. Here a recomputed node and a view stand directly before their first
+// reader, and everything else where it stood without them. With `sinks_first`, what makes a gradient of a parameter
+// runs as soon as the gradient that it reads is there: what it reads besides dies before the next is made.
+std::vector<int> JustInTime(const PlanGraph& graph, bool sinks_first) {
+  const int n = static_cast<int>(graph.nodes.size());
+  const auto floats = [&](int i) {
+    const PlanNode& node = graph.nodes[At(i)];
+    return node.node->recompute_of() != nullptr || (node.is_view && node.node->phase() == Phase::kBackward);
+  };
+  std::vector<int> originals;
+  for (int i = 0; i < n; ++i) {
+    if (!floats(i)) originals.push_back(i);
+  }
+  std::sort(originals.begin(), originals.end(),
+            [&](int a, int b) { return graph.nodes[At(a)].node->id() < graph.nodes[At(b)].node->id(); });
+  constexpr int64_t kUnit = 4;
+  std::vector<int64_t> key(At(n), kUnit * n);
+  for (size_t rank = 0; rank < originals.size(); ++rank)
+    key[At(originals[rank])] = kUnit * static_cast<int64_t>(rank + 1);
+  if (sinks_first) {
+    for (const int i : originals) {
+      const PlanNode& node = graph.nodes[At(i)];
+      if (node.node->phase() != Phase::kBackward || node.successors.empty()) continue;
+      const bool sink = std::all_of(node.successors.begin(), node.successors.end(),
+                                    [&](int s) { return graph.nodes[At(s)].node->phase() == Phase::kOptimizer; });
+      if (!sink) continue;
+      int64_t after = -1;
+      for (const auto& [root, count] : node.reads) {
+        const int producer = graph.values[At(root)].producer;
+        if (producer >= 0 && !floats(producer) && graph.nodes[At(producer)].node->phase() == Phase::kBackward) {
+          after = std::max(after, key[At(producer)]);
+        }
+      }
+      if (after >= 0) key[At(i)] = std::min(key[At(i)], after + 1);
+    }
+  }
+  for (int i = n; i-- > 0;) {
+    if (!floats(i)) continue;
+    for (const int s : graph.nodes[At(i)].successors)
+      key[At(i)] = std::min(key[At(i)], key[At(s)] - (floats(s) ? 0 : 1));
+  }
+  using Entry = std::pair<int64_t, int>;
+  std::priority_queue<Entry, std::vector<Entry>, std::greater<Entry>> ready;
+  std::vector<int> waiting, order;
+  for (int i = 0; i < n; ++i) {
+    waiting.push_back(graph.nodes[At(i)].num_predecessors);
+    if (waiting.back() == 0) ready.push({key[At(i)], i});
+  }
+  while (!ready.empty()) {
+    const int next = ready.top().second;
+    ready.pop();
+    order.push_back(next);
+    for (const int s : graph.nodes[At(next)].successors) {
+      if (--waiting[At(s)] == 0) ready.push({key[At(s)], s});
+    }
+  }
+  return order;
+}
+
 int64_t Peak(const PlanGraph& graph, absl::Span<const int> order) {
   LiveState state(graph);
   for (const int n : order) state.Run(n);
@@ -538,7 +598,6 @@ Sharing ShareBuffers(const PlanGraph& graph, absl::Span<const int> order) {
 std::vector<int> Schedule(const PlanGraph& graph) {
   std::vector<int> best = Legal(graph);
   int64_t best_peak = Peak(graph, best);
-  const std::vector<int> base = best;
   const auto propose = [&](std::vector<int> order) {
     const int64_t peak = Peak(graph, order);
     if (peak < best_peak) {
@@ -546,13 +605,21 @@ std::vector<int> Schedule(const PlanGraph& graph) {
       best = std::move(order);
     }
   };
-  const std::vector<int> late = Backward(graph, base);
-  propose(Forward(graph, base, 1));
-  propose(late);
-  propose(Forward(graph, late, 1));
-  propose(Forward(graph, base, 8));
-  propose(Forward(graph, late, 8));
-  propose(Forward(graph, late, 64));
+  std::vector<std::vector<int>> bases = {best, JustInTime(graph, /*sinks_first=*/true)};
+  if (std::any_of(graph.nodes.begin(), graph.nodes.end(),
+                  [](const PlanNode& node) { return node.node->recompute_of() != nullptr; })) {
+    bases.push_back(JustInTime(graph, /*sinks_first=*/false));
+  }
+  for (const std::vector<int>& base : bases) {
+    const std::vector<int> late = Backward(graph, base);
+    propose(base);
+    propose(Forward(graph, base, 1));
+    propose(late);
+    propose(Forward(graph, late, 1));
+    propose(Forward(graph, base, 8));
+    propose(Forward(graph, late, 8));
+    propose(Forward(graph, late, 64));
+  }
   // A second round from the best so far.
   propose(Backward(graph, std::vector<int>(best)));
   propose(Forward(graph, std::vector<int>(best), 4));
