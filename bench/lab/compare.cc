@@ -26,7 +26,8 @@ const Result& BaselineOf(const std::vector<Result>& results, const Result& resul
 }
 
 double Speedup(const Result& baseline, const Result& result) {
-  return baseline.tokens_per_second > 0 ? result.tokens_per_second / baseline.tokens_per_second : 0;
+  return baseline.step_tokens_per_second() > 0 ? result.step_tokens_per_second() / baseline.step_tokens_per_second()
+                                               : 0;
 }
 
 std::string Mb(int64_t bytes) { return absl::StrFormat("%.2f", static_cast<double>(bytes) / kMb); }
@@ -103,7 +104,8 @@ std::string ComparisonReport(const std::vector<Result>& results) {
                                                 : absl::StrCat("NO, ", FormatCount(r.planned_bytes), " planned"));
   }
   absl::StrAppend(&text, "MB: 2^20 bytes. Sequence length ", results[0].sequence, ", ", results[0].steps,
-                  " steps. Speedup: tokens per second, to ", BaselineOf(results, results[0]).technique, ".\n\n");
+                  " steps. Speedup: tokens per second of the median step, to ",
+                  BaselineOf(results, results[0]).technique, ".\n\n");
 
   text += Title("MEMORY USAGE DETAILS");
   head = absl::StrFormat("%-*s %14s %14s %14s %14s %10s", w, "Technique", "Forward (MB)", "Backward (MB)",
@@ -124,7 +126,7 @@ std::string ComparisonReport(const std::vector<Result>& results) {
   for (size_t i = 0; i < results.size(); ++i) {
     const Result& r = results[i];
     absl::StrAppendFormat(&text, "%-*s %12.2f %12.1f %12d %-14s %s\n", w, labels[i], r.step_seconds * 1e3,
-                          r.tokens_per_second, r.recomputed_ops, r.activations, r.passes);
+                          r.step_tokens_per_second(), r.recomputed_ops, r.activations, r.passes);
   }
 
   absl::StrAppend(&text, "\n", Title("ANALYSIS"));
@@ -136,7 +138,8 @@ std::string ComparisonReport(const std::vector<Result>& results) {
     return best;
   };
   const Result* small = best([](const Result& a, const Result& b) { return a.planned_bytes < b.planned_bytes; });
-  const Result* fast = best([](const Result& a, const Result& b) { return a.tokens_per_second > b.tokens_per_second; });
+  const Result* fast =
+      best([](const Result& a, const Result& b) { return a.step_tokens_per_second() > b.step_tokens_per_second(); });
   const Result* good = best([](const Result& a, const Result& b) {
     return !std::isnan(a.val_perplexity) && !(a.val_perplexity >= b.val_perplexity);
   });
@@ -148,7 +151,7 @@ std::string ComparisonReport(const std::vector<Result>& results) {
           : 0.0,
       base.technique);
   absl::StrAppendFormat(&text, "  fastest          %-*s %.1f tokens/s, %.2fx\n", w, fast->technique,
-                        fast->tokens_per_second, Speedup(BaselineOf(results, *fast), *fast));
+                        fast->step_tokens_per_second(), Speedup(BaselineOf(results, *fast), *fast));
   absl::StrAppendFormat(
       &text, "  best perplexity  %-*s %s, %+.2f to %s\n", w, good->technique, Perplexity(good->val_perplexity),
       good->val_perplexity - BaselineOf(results, *good).val_perplexity, BaselineOf(results, *good).technique);

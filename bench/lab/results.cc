@@ -138,7 +138,6 @@ absl::StatusOr<std::vector<Result>> ReadResults(const std::string& folder,
     r.val_perplexity = in.Number("/val_perplexity");
     r.train_seconds = in.Number("/train_time_seconds");
     r.step_seconds = in.Number("/step_seconds/median");
-    r.tokens_per_second = in.Number("/tokens_per_second");
     r.passes = in.String("/passes");
     r.losses_hash = in.String("/losses_hash");
     r.activations = in.String("/dtypes/activations");

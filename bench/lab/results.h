@@ -38,8 +38,12 @@ struct Result {
   std::string technique, dataset;
   int64_t index = 0;  // In its suite.
   int64_t batch = 0, sequence = 0, parameters = 0, steps = 0;
-  double val_loss = 0, val_perplexity = 0;  // NaN where the corpus has no val split.
-  double train_seconds = 0, step_seconds = 0, tokens_per_second = 0;
+  double val_loss = 0, val_perplexity = 0;     // NaN where the corpus has no val split.
+  double train_seconds = 0, step_seconds = 0;  // step_seconds: the median.
+  // Of the median step, which a busy moment of the machine does not move.
+  double step_tokens_per_second() const {
+    return step_seconds > 0 ? static_cast<double>(batch) * static_cast<double>(sequence) / step_seconds : 0;
+  }
   int64_t planned_bytes = 0, measured_bytes = 0;
   bool planned_is_measured = false;
   int64_t forward_bytes = 0, backward_bytes = 0, optimizer_bytes = 0;

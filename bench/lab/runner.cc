@@ -119,6 +119,12 @@ absl::Status StatusOf(int code, const std::string& message) {
   }
 }
 
+// The command as a user types it, with the tool found by its name.
+std::string Shown(std::vector<std::string> command) {
+  command[0] = fs::path(command[0]).filename().string();
+  return CommandLine(command);
+}
+
 double Median(std::vector<double> values) {
   if (values.empty()) return 0;
   std::sort(values.begin(), values.end());
@@ -302,8 +308,8 @@ absl::Status SuiteRunner::RunOne(const proto::RunSpec& run) {
       return absl::CancelledError(absl::StrCat("interrupted in run ", run.name(), "; the same command continues"));
     }
     if (result.code == 0) return absl::OkStatus();
-    return StatusOf(result.code, absl::StrCat("run ", run.name(), ": ", ErrorOf(result), " (", CommandLine(command),
-                                              "; see ", log, ")"));
+    return StatusOf(result.code,
+                    absl::StrCat("run ", run.name(), ": ", ErrorOf(result), " (", Shown(command), "; see ", log, ")"));
   };
   Say(run, absl::StrCat("compiles: passes ", run.passes().empty() ? "none" : run.passes()));
   RETURN_IF_ERROR(step(commands.compile, "compile"));
@@ -376,7 +382,7 @@ absl::Status SuiteRunner::RunOne(const proto::RunSpec& run) {
       {"config", number(summary, "/config")},
       {"versions", number(summary, "/versions")},
       {"hardware", number(summary, "/hardware")},
-      {"commands", {{"compile", CommandLine(commands.compile)}, {"train", CommandLine(commands.train)}}},
+      {"commands", {{"compile", Shown(commands.compile)}, {"train", Shown(commands.train)}}},
       {"settings", SettingsOf(run)},
   };
   measured["version"] = kResultsVersion;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <iterator>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -48,17 +49,20 @@ int64_t BinaryStep(int64_t range, int ticks) {
   return step;
 }
 
-// "8 MiB": ticks are whole in their unit.
-std::string TickLabel(int64_t bytes) {
-  std::string text = FormatBytes(bytes);
-  return absl::StrReplaceAll(text, {{".0 ", " "}});
-}
-
 std::string Number(double value) {
   std::string text = absl::StrFormat("%.2f", value);
   while (text.back() == '0') text.pop_back();
   if (text.back() == '.') text.pop_back();
   return text;
+}
+
+// "1.75 GiB", "8 MiB".
+std::string TickLabel(int64_t bytes) {
+  static constexpr absl::string_view kUnits[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB"};
+  double value = static_cast<double>(bytes);
+  size_t unit = 0;
+  for (; value >= 1024 && unit + 1 < std::size(kUnits); ++unit) value /= 1024;
+  return absl::StrCat(Number(value), " ", kUnits[unit]);
 }
 
 void Box(std::string& path, int64_t x, int64_t y, int64_t w, int64_t h) {
@@ -91,7 +95,7 @@ std::string ByteTicks(const ChartLayout& layout, double bottom, double height, i
 }
 
 std::string Arena(const proto::PlanProto& plan, const proto::ProgramProto& program, const ChartLayout& layout) {
-  const ChartScale scale = ScaleOf(plan);
+  const ChartScale scale = ScaleOf(plan, layout.axis_bytes);
   const int index = ProgramIndex(plan, program);
   const int64_t columns = Steps(program);
   std::array<std::array<std::string, 2 * kShades>, kNumMemoryClasses> paths;  // The second half: with an outline.
@@ -206,6 +210,13 @@ std::string Legend(const proto::PlanProto& plan, const proto::ProgramProto& prog
     x += 34 + 6.6 * static_cast<double>(label.size());
   }
   text += Text(x, y, "mt-tick", "start", "at the peak");
+  int recomputed = 0;
+  for (const proto::InstructionProto& instruction : program.instructions()) recomputed += instruction.recompute();
+  if (recomputed > 0) {
+    absl::StrAppend(&text, "<rect class=\"mt-recomputed\" x=\"", Number(x + 90), "\" y=\"", Number(y - 10),
+                    "\" width=\"11\" height=\"11\"/>");
+    text += Text(x + 106, y, "mt-label", "start", absl::StrCat(recomputed, " recomputed"));
+  }
   text += "</g>\n";
   return text;
 }
@@ -285,11 +296,12 @@ std::string EscapeXml(absl::string_view text) {
                              {{"&", "&amp;"}, {"<", "&lt;"}, {">", "&gt;"}, {"\"", "&quot;"}, {"'", "&#39;"}});
 }
 
-ChartScale ScaleOf(const proto::PlanProto& plan) {
+ChartScale ScaleOf(const proto::PlanProto& plan, int64_t axis_bytes) {
+  const int64_t bytes = std::max(plan.arena_bytes(), axis_bytes);
   ChartScale scale;
   scale.bytes_per_unit = std::max<int64_t>(plan.alignment(), 1);
-  while (plan.arena_bytes() / scale.bytes_per_unit > kMaxUnits) scale.bytes_per_unit *= 2;
-  scale.units = std::max<int64_t>((plan.arena_bytes() + scale.bytes_per_unit - 1) / scale.bytes_per_unit, 1);
+  while (bytes / scale.bytes_per_unit > kMaxUnits) scale.bytes_per_unit *= 2;
+  scale.units = std::max<int64_t>((bytes + scale.bytes_per_unit - 1) / scale.bytes_per_unit, 1);
   return scale;
 }
 
@@ -365,10 +377,13 @@ std::string ProgramChart(const proto::PlanProto& plan, const proto::ProgramProto
   return text;
 }
 
-std::string PlanSvg(const proto::PlanProto& plan) {
+std::string PlanSvg(const proto::PlanProto& plan) { return PlanSvg(plan, 0); }
+
+std::string PlanSvg(const proto::PlanProto& plan, int64_t axis_bytes) {
   const proto::ProgramProto& program = LargestProgram(plan);
   ChartLayout layout;
   layout.title_height = 30;
+  layout.axis_bytes = axis_bytes;
   const auto fact = [&](const std::string& name) {
     const auto at = plan.facts().find(name);
     return at == plan.facts().end() ? 0 : at->second;

@@ -24,6 +24,7 @@ struct ChartLayout {
   int legend_height = 28;
   int plot_height = 420;
   int phase_height = 14;
+  int64_t axis_bytes = 0;   // The plot reaches at least so high; the arena's own height where that is more.
   int timeline_height = 0;  // 0: no timeline of live bytes.
   int plot_top() const { return title_height + legend_height; }
   int plot_width() const { return width - left - right; }
@@ -33,11 +34,11 @@ struct ChartLayout {
   int height() const { return ticks_top() + 26 + (timeline_height > 0 ? timeline_height + 18 : 0); }
 };
 
-// The arena's height in the plot's own vertical units, each of `bytes_per_unit`, a power of two times the alignment.
+// The axis's height in the plot's own vertical units, each of `bytes_per_unit`, a power of two times the alignment.
 struct ChartScale {
   int64_t bytes_per_unit = 1, units = 1;
 };
-ChartScale ScaleOf(const proto::PlanProto& plan);
+ChartScale ScaleOf(const proto::PlanProto& plan, int64_t axis_bytes = 0);
 
 // Most live bytes of each class in each of at most `columns` equal steps of time: at the step's instruction with the
 // most live bytes in all.

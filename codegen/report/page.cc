@@ -52,12 +52,12 @@ absl::string_view PageScript() {
   const D = JSON.parse(document.getElementById('plan').textContent);
   const L = D.layout, S = D.strings, NS = 'http://www.w3.org/2000/svg';
   const tip = document.getElementById('tip');
-  const size = n => {
+  const size = (n, digits = 1) => {
     if (n < 1024) return n + ' B';
     const u = ['KiB', 'MiB', 'GiB', 'TiB', 'PiB'];
     let i = -1, x = n;
     do { x /= 1024; ++i; } while (x >= 1024 && i < u.length - 1);
-    return x.toFixed(1) + ' ' + u[i];
+    return (digits > 1 ? String(+x.toFixed(digits)) : x.toFixed(1)) + ' ' + u[i];
   };
   const make = (parent, tag, css) => {
     const e = document.createElementNS(NS, tag);
@@ -125,7 +125,7 @@ absl::string_view PageScript() {
         const sy = steps(high - low, 8, s => s * 2);
         for (let v = Math.ceil(low / sy) * sy; v <= high; v += sy) {
           const y = L.top + L.plotHeight * (high - v) / (high - low);
-          tick(yticks, L.left - 9, y + 4, 'end', size(v).replace('.0 ', ' '));
+          tick(yticks, L.left - 9, y + 4, 'end', size(v, 2));
         }
       }
     }

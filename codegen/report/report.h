@@ -18,6 +18,8 @@ std::string PlanHtml(const proto::PlanProto& plan);
 // from its offset up, coloured by class; states at the bottom, phases on the time axis, the peak instruction marked.
 // Light or dark as the reader's system is.
 std::string PlanSvg(const proto::PlanProto& plan);
+// With an axis that reaches to `axis_bytes` at least, so that pictures of several plans compare.
+std::string PlanSvg(const proto::PlanProto& plan, int64_t axis_bytes);
 
 // What pytorch.org/memory_viz opens: a memory snapshot of the largest program, the arena as one segment, each buffer
 // allocated at its first instruction and freed after its last, with op, name, type and class in its stack frames.
