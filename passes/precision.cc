@@ -12,13 +12,13 @@
 #include "absl/strings/str_cat.h"
 #include "ir/base/status_macros.h"
 #include "passes/registry.h"
+#include "passes/states.h"
 
 namespace mt {
 namespace {
 
 constexpr absl::string_view kTf32 = "tf32", kResidual = "residual";
-constexpr absl::string_view kLoss = "loss", kScaledLoss = "scaled_loss";
-constexpr absl::string_view kLossScale = "loss_scale", kGoodSteps = "loss_scale.good_steps";
+constexpr absl::string_view kLoss = "loss";
 
 bool TakesAttr(const OpDef& op, absl::string_view name) {
   return absl::c_any_of(op.attrs, [&](const AttrSpec& spec) { return spec.name == name; });
@@ -156,26 +156,39 @@ absl::StatusOr<bool> Bf16(Module& module, const Attrs& options, PassContext&) {
   return RetypeGraphs(module, options, DType::kBF16);
 }
 
-// The gradients that autodiff makes are those of loss * loss_scale; the optimizer takes the factor out again.
+// Autodiff differentiates the loss, or what stands for it already, times loss_scale; the optimizer takes the factor out
+// again.
 absl::Status ScaleLoss(Module& module) {
   Graph& train = *module.FindGraph("train");
-  const Output* loss = train.FindOutput(kLoss);
+  const Output* loss = train.FindOutput(kScaledLossOutput);
+  const bool stands_for_loss = loss != nullptr;
+  if (!stands_for_loss) loss = train.FindOutput(kLoss);
   if (loss == nullptr) {
     return absl::InvalidArgumentError(absl::StrCat("graph @train has no output \"", kLoss, "\" that could be scaled"));
   }
   const Value unscaled = loss->value;
-  const TensorType f32{DType::kF32, {}}, i32{DType::kI32, {}};
-  RETURN_IF_ERROR(module.AddState({.name = std::string(kLossScale),
-                                   .type = f32,
-                                   .logical_dims = {},
-                                   .role = Role::kOptimizerState,
-                                   .init = {.kind = Init::Kind::kConstant, .value = 65536}}));
-  RETURN_IF_ERROR(module.AddState(
-      {.name = std::string(kGoodSteps), .type = i32, .logical_dims = {}, .role = Role::kOptimizerState, .init = {}}));
-  ASSIGN_OR_RETURN(const Value scale, train.AddInput(kLossScale, f32, Role::kOptimizerState));
-  RETURN_IF_ERROR(train.AddInput(kGoodSteps, i32, Role::kOptimizerState));
+  ASSIGN_OR_RETURN(const Value scale, AddState(module, train,
+                                               {.name = std::string(kLossScaleState),
+                                                .type = {DType::kF32, {}},
+                                                .logical_dims = {},
+                                                .role = Role::kOptimizerState,
+                                                .init = {.kind = Init::Kind::kConstant, .value = 65536}}));
+  RETURN_IF_ERROR(AddState(module, train,
+                           {.name = std::string(kGoodStepsState),
+                            .type = {DType::kI32, {}},
+                            .logical_dims = {},
+                            .role = Role::kOptimizerState,
+                            .init = {}}));
   ASSIGN_OR_RETURN(Node * scaled, train.AddNode(*FindOp("mul"), {unscaled, scale}, {}, "loss.scaled"));
-  train.AddOutput(scaled->result(), kScaledLoss);
+  if (!stands_for_loss) {
+    train.AddOutput(scaled->result(), kScaledLossOutput);
+    return absl::OkStatus();
+  }
+  std::vector<Output> outputs = train.outputs();
+  for (Output& output : outputs) {
+    if (output.name == kScaledLossOutput) output.value = scaled->result();
+  }
+  train.SetOutputs(std::move(outputs));
   return absl::OkStatus();
 }
 
