@@ -188,8 +188,7 @@ class MenuMaker {
   void AddBackward() {
     absl::flat_hash_map<const Node*, bool> mine;
     for (const Node* node : block_.backward) mine[node] = true;
-    for (const Node* node : block_.backward) {
-      if (node->op().is_view) continue;
+    for (const Node* node : SinksFirst()) {
       Step step;
       for (const Value& operand : node->operands()) {
         const Value root = BehindViews(operand);
@@ -222,6 +221,32 @@ class MenuMaker {
       pieces_[At(piece)].stays = true;
       forward_[At(producer_[At(piece)])].read_late = true;
     }
+  }
+
+  // The backward pass as the planner may order it: what makes a gradient of a parameter runs as soon as the gradient
+  // that it reads is there. Views are left out.
+  std::vector<const Node*> SinksFirst() const {
+    std::vector<std::pair<size_t, const Node*>> keyed;
+    absl::flat_hash_map<const Node*, size_t> key_of;
+    for (const Node* node : block_.backward) {
+      if (node->op().is_view) continue;
+      size_t key = 2 * (keyed.size() + 1);
+      const auto is_optimizer = [](const Use& use) { return use.node->phase() == Phase::kOptimizer; };
+      if (!node->uses().empty() && std::all_of(node->uses().begin(), node->uses().end(), is_optimizer)) {
+        size_t after = 0;
+        for (const Value& operand : node->operands()) {
+          const auto at = key_of.find(BehindViews(operand).node);
+          if (at != key_of.end()) after = std::max(after, at->second);
+        }
+        if (after > 0) key = after + 1;
+      }
+      key_of[node] = key;
+      keyed.push_back({key, node});
+    }
+    std::stable_sort(keyed.begin(), keyed.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+    std::vector<const Node*> order;
+    for (const auto& [key, node] : keyed) order.push_back(node);
+    return order;
   }
 
   int AddPiece(const Value& value) {

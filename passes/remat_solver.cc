@@ -287,11 +287,12 @@ std::vector<RematChoice> RematProblem::Candidates() const {
     for (const RematOption* option : assignment.options) choice.kept.push_back(option->kept);
     candidates.push_back(std::move(choice));
   }
-  AddGroups(candidates);
+  const auto lower = [](const Assignment& a, const Assignment& b) { return a.peak_bytes < b.peak_bytes; };
+  AddGroups(*std::min_element(found.begin(), found.end(), lower), candidates);
   return candidates;
 }
 
-void RematProblem::AddGroups(std::vector<RematChoice>& candidates) const {
+void RematProblem::AddGroups(const Assignment& lowest, std::vector<RematChoice>& candidates) const {
   // The longest run of units.
   const int n = static_cast<int>(chain_.blocks.size());
   int first = 0, count = 0;
@@ -303,20 +304,30 @@ void RematProblem::AddGroups(std::vector<RematChoice>& candidates) const {
       count = b + 1 - start;
     }
   }
-  const RematChoice full = Full();
-  Assignment assignment{.keep_shared = false};
-  for (int b = 0; b < n; ++b) assignment.options.push_back(&menu(b).full);
-  std::vector<RematChoice> grouped = {full};
+  Assignment full{.keep_shared = false};
+  for (int b = 0; b < n; ++b) full.options.push_back(&menu(b).full);
+  std::vector<RematChoice> grouped = {Full()};
   const int largest = std::min(count, 2 + 2 * static_cast<int>(std::sqrt(static_cast<double>(count))));
-  for (int size = 2; size <= largest; ++size) {
-    // The groups that free most are those whose backward pass comes last.
-    for (int groups = 1; groups * size <= count; ++groups) {
-      RematChoice choice = full;
-      for (int i = 0; i < groups * size; ++i) choice.group[At(first + i)] = 1 + i / size;
-      SetTotals(assignment, choice.group);
-      choice.seconds = assignment.seconds;
-      choice.peak_bytes = assignment.peak_bytes;
-      grouped.push_back(std::move(choice));
+  for (const Assignment* others : {static_cast<const Assignment*>(&full), &lowest}) {
+    for (int size = 2; size <= largest; ++size) {
+      // The groups that free most are those whose backward pass comes last.
+      for (int groups = 1; groups * size <= count; ++groups) {
+        Assignment assignment = *others;
+        assignment.keep_shared = false;
+        std::vector<int> group(At(n), 0);
+        for (int i = 0; i < groups * size; ++i) {
+          group[At(first + i)] = 1 + i / size;
+          assignment.options[At(first + i)] = full.options[At(first + i)];
+        }
+        SetTotals(assignment, group);
+        RematChoice choice{.kept = {},
+                           .group = std::move(group),
+                           .keep_shared = false,
+                           .seconds = assignment.seconds,
+                           .peak_bytes = assignment.peak_bytes};
+        for (const RematOption* option : assignment.options) choice.kept.push_back(option->kept);
+        grouped.push_back(std::move(choice));
+      }
     }
   }
   std::stable_sort(grouped.begin(), grouped.end(),

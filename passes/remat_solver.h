@@ -65,7 +65,8 @@ class RematProblem {
   void AddByLayerDp(std::vector<Assignment>& found) const;
   // Along the lower hulls of the menus, one block after the other taking the next cheapest step.
   void AddByHull(std::vector<Assignment>& found) const;
-  void AddGroups(std::vector<RematChoice>& candidates) const;
+  // `lowest`: the smallest peak without groups.
+  void AddGroups(const Assignment& lowest, std::vector<RematChoice>& candidates) const;
 
   std::unique_ptr<Graph> graph_;       // A copy, with fused nodes in parts.
   RematChain chain_;                   // Of the copy.

@@ -101,7 +101,7 @@ Trained Train(const std::string& passes, int steps) {
 }
 
 TEST(RematTest, AHundredStepsWithDropoutAreTheSameBits) {
-  for (const std::string stem : {"none", "flash"}) {
+  for (const std::string stem : {"none", "flash", "bf16,flash,chunked_loss,pad_vocab,fuse"}) {
     SCOPED_TRACE(stem);
     const Trained none = Train(stem, 100);
     EXPECT_EQ(none.recomputed, 0);
@@ -281,8 +281,13 @@ TEST(RematOptimalityTest, BruteForceOverOneBlock) {
       });
       if (late || node.uses().size() > 1) large.push_back(i);
     }
+    // The largest few: each one more doubles the plans.
+    constexpr size_t kMost = 10;
+    std::stable_sort(large.begin(), large.end(), [&](size_t a, size_t b) {
+      return nodes[a]->result().type().byte_size() > nodes[b]->result().type().byte_size();
+    });
     ASSERT_GE(large.size(), 6u);
-    ASSERT_LE(large.size(), 14u);
+    large.resize(std::min(large.size(), kMost));
     struct Point {
       int64_t arena_bytes;
       double seconds;
@@ -291,8 +296,7 @@ TEST(RematOptimalityTest, BruteForceOverOneBlock) {
     for (uint32_t mask = 0; mask < (1u << large.size()); ++mask) {
       RematChoice choice{.kept = {std::vector<bool>(nodes.size(), false)}, .group = {0}};
       for (size_t i = 0; i < nodes.size(); ++i) {
-        choice.kept[0][i] = std::find(large.begin(), large.end(), i) == large.end() &&
-                            std::any_of(nodes[i]->uses().begin(), nodes[i]->uses().end(),
+        choice.kept[0][i] = std::any_of(nodes[i]->uses().begin(), nodes[i]->uses().end(),
                                         [](const Use& use) { return use.node->phase() != Phase::kForward; });
       }
       for (size_t i = 0; i < large.size(); ++i) choice.kept[0][large[i]] = (mask >> i & 1) != 0;
