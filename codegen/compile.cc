@@ -135,6 +135,12 @@ absl::StatusOr<proto::PlanProto> Compile(std::unique_ptr<Module> module, const C
         "the plan of ", plan.model(), " needs ", FormatBytes(needs), " (", needs, " bytes), --memory allows ",
         FormatBytes(*options.memory_bytes), " (", *options.memory_bytes, " bytes); reduce --batch or --seq"));
   }
+  if (options.device_code && ParseTarget(plan.target())->is_cuda()) {
+    RETURN_IF_ERROR(AddCudaCode(plan, options.dump_dir, &report->cuda));
+    if (!report->cuda.warning.empty()) report->warnings.push_back(report->cuda.warning);
+    report->total_seconds += report->cuda.emit_seconds + report->cuda.compile_seconds;
+    plan.set_compile_seconds(report->total_seconds);
+  }
   return plan;
 }
 

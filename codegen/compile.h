@@ -11,6 +11,7 @@
 
 #include "absl/status/statusor.h"
 #include "codegen/buffer_assignment.h"
+#include "codegen/cuda/code.h"
 #include "ir/graph.h"
 #include "passes/pass.h"
 #include "passes/pass_manager.h"
@@ -24,6 +25,7 @@ struct CompileOptions {
   std::string passes = "default";            // Pipeline text.
   std::string optimizer = "adamw";           // Or "adam".
   std::string dump_dir;                      // Empty: no dumps.
+  bool device_code = false;                  // A plan for CUDA gets its kernels.
   std::optional<int64_t> memory_bytes;       // The arena and the target's context may not be larger.
   std::map<std::string, std::string> notes;  // Copied into the plan.
 };
@@ -33,6 +35,7 @@ struct CompileReport {
   std::vector<PassReport> passes;
   std::vector<std::string> warnings;  // Of the passes; one line each.
   PlanTimes times;
+  CudaCodeReport cuda;  // Where the plan has device code.
   double passes_seconds = 0, verify_seconds = 0, total_seconds = 0;
   double step_seconds = 0;  // Estimate of a step: each op at the target's roofline, one after the other.
 };
@@ -52,8 +55,8 @@ int64_t MicrobatchesOf(const Pipeline& pipeline);
 absl::StatusOr<proto::PlanProto> PassesAndPlan(std::unique_ptr<Module> module, const CompileOptions& options,
                                                CompileReport& report);
 
-// The same, with the plan verified and held against memory_bytes. Errors: also ResourceExhausted (larger than
-// memory_bytes; names both). `report` may be null.
+// The same, with the plan verified, held against memory_bytes and given its device code. Errors: also ResourceExhausted
+// (larger than memory_bytes; names both), Unimplemented (no kernel for an instruction). `report` may be null.
 absl::StatusOr<proto::PlanProto> Compile(std::unique_ptr<Module> module, const CompileOptions& options,
                                          CompileReport* report = nullptr);
 

@@ -87,8 +87,8 @@ void EmitColumnSums(DType dtype, int64_t rows, int64_t columns, bool first, Cuda
   const std::string source = absl::StrCat(
       "typedef ", CudaType(dtype), " T;\n", Constant("kKept", columns), Constant("kReduced", rows),
       Constant("kLength", chunks.length), Constant("kCount", chunks.count), "typedef Sum Op;\n",
-      "constexpr float kInit = 0.0f;\nconstexpr bool kDivides = false;\nconstexpr float kDivisor = 1.0f;\n",
-      "#define MT_ADD ", first ? 0 : 1, "\n__device__ __forceinline__ u64 KeptPlace(u64 k) { return k; }\n",
+      "constexpr bool kDivides = false;\nconstexpr float kDivisor = 1.0f;\n", "#define MT_ADD ", first ? 0 : 1,
+      "\n__device__ __forceinline__ u64 KeptPlace(u64 k) { return k; }\n",
       "__device__ __forceinline__ u64 ReducedPlace(u64 r) { return r * ", columns, "; }\n", CudaText("reduce.cuh"));
   steps.Launch({.source = source,
                 .function = "mt_reduce",

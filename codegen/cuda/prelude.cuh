@@ -138,9 +138,11 @@ __device__ __forceinline__ void Store(T* p, const float (&from)[N]) {
 }
 
 struct Sum {
+  __device__ __forceinline__ static float Start() { return 0; }
   __device__ __forceinline__ static float Of(float a, float b) { return a + b; }
 };
 struct Largest {
+  __device__ __forceinline__ static float Start() { return __uint_as_float(0xff800000u); }
   __device__ __forceinline__ static float Of(float a, float b) { return fmaxf(a, b); }
 };
 

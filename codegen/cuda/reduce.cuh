@@ -1,7 +1,7 @@
 // Folds x over some of its dimensions. Chunk c of the reduced positions [c kLength, (c + 1) kLength) is dealt to 8 lanes
 // in turn, the lanes are added in order, and the chunks of a result are dealt to 16 lanes that are added in order: the
 // tree of the column sums of a region.
-// Constants before this text: T, Op, kKept, kReduced, kLength, kCount, kInit, kDivides, kDivisor; KeptPlace(k) and
+// Constants before this text: T, Op, kKept, kReduced, kLength, kCount, kDivides, kDivisor; KeptPlace(k) and
 // ReducedPlace(r), whose sum is where an element is. MT_WIDE: a block goes through all chunks, which need no workspace.
 constexpr u32 kRowLanes = 8, kChunkLanes = 16;
 
@@ -9,7 +9,7 @@ constexpr u32 kRowLanes = 8, kChunkLanes = 16;
 __device__ __forceinline__ float FoldChunk(const T* from, u64 k, u64 chunk, float (&shared)[kRowLanes][32]) {
   const u32 x = threadIdx.x % 32, lane = threadIdx.x / 32;
   const u64 first = chunk * kLength, end = first + kLength, last = end < kReduced ? end : kReduced;
-  float sum = kInit;
+  float sum = Op::Start();
   if (k < kKept) {
     const T* at = from + KeptPlace(k);
 #pragma unroll 4
@@ -18,7 +18,7 @@ __device__ __forceinline__ float FoldChunk(const T* from, u64 k, u64 chunk, floa
   __syncthreads();
   shared[lane][x] = sum;
   __syncthreads();
-  float total = kInit;
+  float total = Op::Start();
   if (lane == 0) {
 #pragma unroll
     for (int l = 0; l < kRowLanes; ++l) total = Op::Of(total, shared[l][x]);
@@ -34,7 +34,7 @@ extern "C" __global__ void __launch_bounds__(256) mt_reduce(const T* from, T* to
   const u64 k = (u64)blockIdx.x * 32 + threadIdx.x % 32;
   float lanes[kChunkLanes];
 #pragma unroll
-  for (int i = 0; i < kChunkLanes; ++i) lanes[i] = kInit;
+  for (int i = 0; i < kChunkLanes; ++i) lanes[i] = Op::Start();
   for (u64 chunk = 0; chunk < kCount; chunk += kChunkLanes) {
 #pragma unroll
     for (int i = 0; i < kChunkLanes; ++i) {
@@ -42,7 +42,7 @@ extern "C" __global__ void __launch_bounds__(256) mt_reduce(const T* from, T* to
     }
   }
   if (threadIdx.x >= 32 || k >= kKept) return;
-  float total = kInit;
+  float total = Op::Start();
 #pragma unroll
   for (int i = 0; i < kChunkLanes; ++i) total = Op::Of(total, lanes[i]);
   to[k] = Finished(total);
@@ -65,14 +65,14 @@ extern "C" __global__ void __launch_bounds__(512) mt_reduce_chunks(const float* 
   __shared__ float shared[kChunkLanes][32];
   const u32 x = threadIdx.x % 32, lane = threadIdx.x / 32;
   const u64 k = (u64)blockIdx.x * 32 + x;
-  float sum = kInit;
+  float sum = Op::Start();
   if (k < kKept) {
     for (u64 chunk = lane; chunk < kCount; chunk += kChunkLanes) sum = Op::Of(sum, partial[chunk * kKept + k]);
   }
   shared[lane][x] = sum;
   __syncthreads();
   if (lane != 0 || k >= kKept) return;
-  float total = kInit;
+  float total = Op::Start();
 #pragma unroll
   for (int i = 0; i < kChunkLanes; ++i) total = Op::Of(total, shared[i][x]);
 #ifdef MT_ADD
