@@ -30,6 +30,10 @@
 #include "runtime/train/report.h"
 #include "runtime/train/trainer.h"
 
+#ifdef MT_HAS_CUDA
+#include "runtime/cuda/backend.h"
+#endif
+
 namespace mt {
 namespace {
 
@@ -335,6 +339,31 @@ absl::Status Run::Train() {
   return absl::OkStatus();
 }
 
+// The backend of the plan's target.
+absl::StatusOr<std::unique_ptr<Backend>> BackendOf(const proto::PlanProto& plan, const std::string& path,
+                                                   const ParsedArgs& args) {
+  ASSIGN_OR_RETURN(const Target target, ParseTarget(plan.target()));
+  if (!target.is_cuda()) {
+    if (args.Has("device")) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--device numbers a GPU; ", path, " is a plan for ", plan.target(), ": leave it out"));
+    }
+    return MakeCpuBackend(static_cast<int>(args.OptionalInt("threads").value_or(0)));
+  }
+#ifdef MT_HAS_CUDA
+  if (args.Bool("measure") || args.Has("trace")) {
+    return absl::UnimplementedError(absl::StrCat("--", args.Bool("measure") ? "measure" : "trace",
+                                                 " reads the arena through the host's pointers, and ", path,
+                                                 " is a plan for ", plan.target(), ": leave it out"));
+  }
+  return MakeCudaBackend(static_cast<int>(args.OptionalInt("device").value_or(0)));
+#else
+  return absl::UnimplementedError(absl::StrCat(path, " is a plan for ", plan.target(),
+                                               ", and this mtrun was built without CUDA (MT_CUDA); build it where the ",
+                                               "toolkit's headers are, or compile the plan with --target cpu"));
+#endif
+}
+
 // Where a plan does not fit: its peak, and who knows what would.
 std::string FitHint(const proto::PlanProto& plan) {
   const proto::ProgramProto* largest = MainProgram(plan);
@@ -359,8 +388,7 @@ absl::Status Run::Execute(proto::PlanProto plan) {
   ASSIGN_OR_RETURN(manifest_, ReadManifest(data_));
   RETURN_IF_ERROR(CheckVocabulary(plan, plan_path_, manifest_, data_));
   options_ = OptionsFromArgs(args_);
-  ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend,
-                   MakeCpuBackend(static_cast<int>(args_.OptionalInt("threads").value_or(0))));
+  ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, BackendOf(plan, plan_path_, args_));
   const std::string hint = FitHint(plan);
   absl::StatusOr<std::unique_ptr<Executor>> executor = Executor::Load(std::move(plan), std::move(backend));
   if (executor.status().code() == absl::StatusCode::kResourceExhausted) {
@@ -389,12 +417,6 @@ absl::Status Main(const ParsedArgs& args) {
   const std::string& path = args.positional(0);
   ASSIGN_OR_RETURN(proto::PlanProto plan, LoadPlan(path));
   if (args.Bool("dry-run")) return DryRun(std::move(plan));
-  ASSIGN_OR_RETURN(const Target target, ParseTarget(plan.target()));
-  if (target.is_cuda()) {
-    return absl::UnimplementedError(absl::StrCat(path, " is a plan for ", plan.target(),
-                                                 ", and this build has no cuda runtime yet: compile it with --target "
-                                                 "cpu, or look at it with --dry-run or mtc inspect"));
-  }
   return Run(args, path).Execute(std::move(plan));
 }
 

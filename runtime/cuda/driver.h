@@ -1,0 +1,70 @@
+// The CUDA driver, loaded when it is asked for: a program built with CUDA starts where there is none.
+#ifndef MT_RUNTIME_CUDA_DRIVER_H_
+#define MT_RUNTIME_CUDA_DRIVER_H_
+
+#include <cuda.h>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+
+namespace mt {
+
+// The driver's entry points that we use, under their own names (cuda.h maps some to versions of themselves).
+#define MT_CUDA_DRIVER_FUNCTIONS(X) \
+  X(cuInit)                         \
+  X(cuDriverGetVersion)             \
+  X(cuGetErrorName)                 \
+  X(cuGetErrorString)               \
+  X(cuDeviceGet)                    \
+  X(cuDeviceGetCount)               \
+  X(cuDeviceGetName)                \
+  X(cuDeviceGetAttribute)           \
+  X(cuDeviceTotalMem)               \
+  X(cuDevicePrimaryCtxRetain)       \
+  X(cuDevicePrimaryCtxRelease)      \
+  X(cuCtxSetCurrent)                \
+  X(cuMemGetInfo)                   \
+  X(cuMemAlloc)                     \
+  X(cuMemFree)                      \
+  X(cuMemHostAlloc)                 \
+  X(cuMemFreeHost)                  \
+  X(cuMemcpyHtoDAsync)              \
+  X(cuMemcpyDtoHAsync)              \
+  X(cuMemsetD8Async)                \
+  X(cuStreamCreate)                 \
+  X(cuStreamDestroy)                \
+  X(cuStreamSynchronize)            \
+  X(cuStreamBeginCapture)           \
+  X(cuStreamEndCapture)             \
+  X(cuGraphInstantiate)             \
+  X(cuGraphLaunch)                  \
+  X(cuGraphDestroy)                 \
+  X(cuGraphExecDestroy)             \
+  X(cuModuleLoadDataEx)             \
+  X(cuModuleUnload)                 \
+  X(cuModuleGetFunction)            \
+  X(cuFuncSetAttribute)             \
+  X(cuLaunchKernel)                 \
+  X(cuEventCreate)                  \
+  X(cuEventRecord)                  \
+  X(cuEventSynchronize)             \
+  X(cuEventElapsedTime)             \
+  X(cuEventDestroy)
+
+struct CudaDriver {
+#define MT_DECLARE(name) decltype(&::name) name = nullptr;
+  MT_CUDA_DRIVER_FUNCTIONS(MT_DECLARE)
+#undef MT_DECLARE
+};
+
+// Loads libcuda and initialises it, once. Errors: FailedPrecondition (no driver, or no device that it can use).
+absl::StatusOr<const CudaDriver*> LoadCudaDriver();
+
+// Ok, or an error that says what was done and what the driver says: ResourceExhausted where memory ran out, Internal
+// otherwise.
+absl::Status CudaStatus(const CudaDriver& driver, CUresult result, absl::string_view what);
+
+}  // namespace mt
+
+#endif  // MT_RUNTIME_CUDA_DRIVER_H_

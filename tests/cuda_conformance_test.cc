@@ -1,0 +1,137 @@
+// Every row × its samples on a CUDA device, by the road that a model takes: a graph, a plan, device code, the executor.
+// All samples of a row are one program. Without a device the tests skip and say so.
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/algorithm/container.h"
+#include "absl/strings/str_cat.h"
+#include "codegen/buffer_assignment.h"
+#include "codegen/cuda/code.h"
+#include "codegen/cuda/kernel.h"
+#include "codegen/plan/plan_verifier.h"
+#include "ir/evaluator.h"
+#include "runtime/cuda/backend.h"
+#include "runtime/executor.h"
+#include "tests/op_checks.h"
+#include "tests/test_util.h"
+
+namespace mt {
+namespace {
+
+#ifndef MT_HAS_CUDA
+absl::StatusOr<CudaDeviceInfo> DescribeCudaDevice(int) { return absl::UnimplementedError("built without CUDA"); }
+absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(int) { return absl::UnimplementedError("built without CUDA"); }
+#endif
+
+// Where tests run: the device's own target, or why there is none.
+absl::StatusOr<Target> DeviceTarget() {
+  ASSIGN_OR_RETURN(const CudaDeviceInfo info, DescribeCudaDevice(0));
+  return ParseTarget(absl::StrCat("cuda:sm_", info.sm));
+}
+
+std::string InputName(size_t sample, size_t operand) { return absl::StrCat("s", sample, ".", operand); }
+
+class OpOnCuda : public ::testing::TestWithParam<const OpDef*> {
+ protected:
+  // One program of all samples. Outputs are "sI:R".
+  absl::Status Load(const Target& target) {
+    const OpDef& op = *GetParam();
+    samples_ = PrepareSamples(op);
+    Module module("samples");
+    Graph& graph = *module.AddGraph("train");
+    for (size_t i = 0; i < samples_.size(); ++i) {
+      const Prepared& p = samples_[i];
+      bool computes = true;
+      for (const TensorType& type : p.operand_types) computes = computes && target.Computes(type.dtype);
+      if (!computes) continue;
+      std::vector<Value> operands;
+      for (size_t k = 0; k < p.operand_types.size(); ++k) {
+        ASSIGN_OR_RETURN(const Value input, graph.AddInput(InputName(i, k), p.operand_types[k], Role::kData));
+        operands.push_back(input);
+      }
+      ASSIGN_OR_RETURN(Node * node, graph.AddNode(op, operands, p.attrs, absl::StrCat("s", i)));
+      for (int r = 0; r < node->num_results(); ++r) graph.AddOutput(node->result(r), absl::StrCat("s", i, ":", r));
+    }
+    PlanOptions options;
+    options.target = target.ToString();
+    ASSIGN_OR_RETURN(proto::PlanProto plan, PlanModule(module, options));
+    RETURN_IF_ERROR(AddCudaCode(plan, ""));
+    RETURN_IF_ERROR(VerifyPlan(plan));
+    ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, MakeCudaBackend(0));
+    ASSIGN_OR_RETURN(executor_, Executor::Load(std::move(plan), std::move(backend)));
+    return absl::OkStatus();
+  }
+
+  // The outputs' bytes, by name, after a run over memory full of `poison`.
+  std::map<std::string, std::string> Run(uint8_t poison) {
+    Backend& backend = executor_->backend();
+    const Program& program = *executor_->FindProgram("train");
+    backend.Fill(executor_->arena(), poison, executor_->plan().arena_bytes());
+    for (size_t i = 0; i < samples_.size(); ++i) {
+      for (size_t k = 0; k < samples_[i].operands.size(); ++k) {
+        const BoundTensor* input = program.FindInput(InputName(i, k));
+        if (input == nullptr) continue;
+        std::string bytes(static_cast<size_t>(input->type.byte_size()), '\0');
+        WriteTensor(samples_[i].operands[k], reinterpret_cast<std::byte*>(bytes.data()));
+        backend.CopyToDevice(input->data, bytes.data(), input->type.byte_size());
+      }
+    }
+    program.Run();
+    std::map<std::string, std::string> results;
+    for (const BoundTensor& output : program.outputs()) {
+      std::string& bytes = results[output.name];
+      bytes.resize(static_cast<size_t>(output.type.byte_size()));
+      backend.CopyToHost(bytes.data(), output.data, output.type.byte_size());
+    }
+    return results;
+  }
+
+  std::vector<Prepared> samples_;
+  std::unique_ptr<Executor> executor_;
+};
+
+TEST_P(OpOnCuda, AgreesWithReference) {
+  const absl::StatusOr<Target> target = DeviceTarget();
+  if (!target.ok()) GTEST_SKIP() << target.status().message();
+  ASSERT_OK(Load(*target));
+  const std::map<std::string, std::string> results = Run(0xFF);
+  EXPECT_TRUE(Run(0x4B) == results) << "results depend on what memory held before";
+  const OpDef& op = *GetParam();
+  for (size_t i = 0; i < samples_.size(); ++i) {
+    const Prepared& p = samples_[i];
+    SCOPED_TRACE(p.what);
+    ASSERT_OK_AND_ASSIGN(const auto expected, EvaluateOp<double>(op, p.attrs, p.OperandPointers(), p.result_types));
+    for (size_t r = 0; r < p.result_types.size(); ++r) {
+      const auto at = results.find(absl::StrCat("s", i, ":", r));
+      if (at == results.end()) continue;
+      const TensorType& type = p.result_types[r];
+      const HostTensor<double> got = ReadTensor(reinterpret_cast<const std::byte*>(at->second.data()), type);
+      EXPECT_EQ(got.ints, expected[r].ints) << "result " << r;
+      const double unit = type.dtype == DType::kBF16 ? 0x1.01p-8 : type.dtype == DType::kF16 ? 0x1.01p-11 : 0;
+      const double relative = op.tolerance > 0 ? std::max(op.tolerance, unit) : 0;
+      const double allowed = relative * LargestMagnitude(expected[r].values);
+      for (size_t k = 0; k < got.values.size(); ++k) {
+        ASSERT_NEAR(got.values[k], expected[r].values[k], allowed) << "result " << r << " element " << k;
+      }
+    }
+  }
+}
+
+std::vector<const OpDef*> RowsWithKernels() {
+  std::vector<const OpDef*> rows;
+  for (const OpDef* op : AllOps()) {
+    if (op->samples != nullptr && !op->is_view && op->effect == Effect::kNone) rows.push_back(op);
+  }
+  return rows;
+}
+INSTANTIATE_TEST_SUITE_P(Rows, OpOnCuda, ::testing::ValuesIn(RowsWithKernels()),
+                         [](const ::testing::TestParamInfo<const OpDef*>& info) {
+                           std::string name(info.param->name);
+                           absl::c_replace(name, '.', '_');
+                           return name;
+                         });
+
+}  // namespace
+}  // namespace mt
