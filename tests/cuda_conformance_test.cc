@@ -110,7 +110,8 @@ TEST_P(OpOnCuda, AgreesWithReference) {
       const HostTensor<double> got = ReadTensor(reinterpret_cast<const std::byte*>(at->second.data()), type);
       EXPECT_EQ(got.ints, expected[r].ints) << "result " << r;
       const double unit = type.dtype == DType::kBF16 ? 0x1.01p-8 : type.dtype == DType::kF16 ? 0x1.01p-11 : 0;
-      const double relative = op.tolerance > 0 ? std::max(op.tolerance, unit) : 0;
+      double relative = op.tolerance > 0 ? std::max(op.tolerance, unit) : 0;
+      if (const AttrValue* tf32 = p.attrs.Find("tf32"); tf32 != nullptr && std::get<bool>(*tf32)) relative = 2e-3;
       const double allowed = relative * LargestMagnitude(expected[r].values);
       for (size_t k = 0; k < got.values.size(); ++k) {
         ASSERT_NEAR(got.values[k], expected[r].values[k], allowed) << "result " << r << " element " << k;
