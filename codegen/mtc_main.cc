@@ -155,7 +155,7 @@ std::string BatchAnswer(const FitResult& fit, const Memory& memory) {
                       "\n");
 }
 
-absl::StatusOr<Compiled> CompileSpec(const ParsedArgs& args) {
+absl::StatusOr<Compiled> CompileSpec(const ParsedArgs& args, bool device_code) {
   ASSIGN_OR_RETURN(Job job, JobOf(args));
   job.options.passes = args.String("passes");
   RETURN_IF_ERROR(PipelineOf(job.options).status());
@@ -175,6 +175,7 @@ absl::StatusOr<Compiled> CompileSpec(const ParsedArgs& args) {
   }
   job.options.dump_dir = args.String("dump-dir");
   ASSIGN_OR_RETURN(std::unique_ptr<Module> module, LoadModule(job));
+  job.options.device_code = device_code;
   ASSIGN_OR_RETURN(compiled.plan, Compile(std::move(module), job.options, &compiled.report));
   for (const std::string& warning : compiled.report.warnings) std::cerr << "warning: " << warning << "\n";
   if (memory && NeededBytes(compiled.plan) > memory->bytes) {
@@ -197,7 +198,7 @@ void PrintCompiled(const ParsedArgs& args, const Compiled& compiled) {
 }
 
 absl::Status CompileCommand(const ParsedArgs& args) {
-  ASSIGN_OR_RETURN(const Compiled compiled, CompileSpec(args));
+  ASSIGN_OR_RETURN(const Compiled compiled, CompileSpec(args, /*device_code=*/true));
   const std::string path = args.Has("output") ? args.String("output") : absl::StrCat(FileStem(compiled.plan), ".plan");
   RETURN_IF_ERROR(SavePlan(compiled.plan, path));
   PrintCompiled(args, compiled);
@@ -233,7 +234,7 @@ absl::Status Inspect(const ParsedArgs& args) {
     }
     ASSIGN_OR_RETURN(compiled.plan, LoadPlan(args.positional(0)));
   } else {
-    ASSIGN_OR_RETURN(compiled, CompileSpec(args));
+    ASSIGN_OR_RETURN(compiled, CompileSpec(args, /*device_code=*/args.Has("dump-dir")));
   }
   const struct {
     const char* flag;
@@ -385,7 +386,7 @@ absl::Status Train(const ParsedArgs& args) {
   if (access(mtrun.c_str(), X_OK) != 0) {
     return absl::NotFoundError(absl::StrCat("mtrun is not at ", mtrun, "; build it with ./mt build"));
   }
-  ASSIGN_OR_RETURN(const Compiled compiled, CompileSpec(args));
+  ASSIGN_OR_RETURN(const Compiled compiled, CompileSpec(args, /*device_code=*/true));
   std::string path = args.String("output");
   const std::string out = Forwarded(args, "--out");
   if (path.empty() && !out.empty()) {
