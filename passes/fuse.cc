@@ -126,7 +126,8 @@ class Fuser {
       for (const Value& operand : order_[i]->operands()) {
         TryMerge(place_.at(operand.node), static_cast<int>(i));
       }
-      // What reads the same tensor.
+      // What reads the same tensor. Forward they stay apart where there is a backward pass: one may be computed again
+      // without the other.
       if (kinds_[i] == Kind::kColumnSum || (has_backward_ && order_[i]->phase() == Phase::kForward)) continue;
       for (const Value& operand : order_[i]->operands()) {
         if (SpaceOf(operand.type()) == spaces_[i] && spaces_[i].rows * spaces_[i].width > 1) {
@@ -181,15 +182,6 @@ class Fuser {
     return std::binary_search(group.members.begin(), group.members.end(), place_.at(node));
   }
 
-  // Whether a value that a forward node makes is kept for the backward pass.
-  static bool IsSaved(const Node& node) {
-    for (const Use& use : node.uses()) {
-      if (use.node->phase() != node.phase()) return true;
-      if (use.node->op().is_view && IsSaved(*use.node)) return true;
-    }
-    return false;
-  }
-
   bool IsLegal(const Group& group) const {
     int earliest = group.at;
     for (const int m : group.members) {
@@ -202,8 +194,6 @@ class Fuser {
         }
         // Only values of the whole matrix pass from one member to another.
         if (!(SpaceOf(operand.type()) == SpaceOf(node, KindAt(m))) || operand.index != 0) return false;
-        // What is kept stays a boundary, so that what is computed from it can be recomputed from it alone.
-        if (has_backward_ && node.phase() == Phase::kForward && IsSaved(*operand.node)) return false;
       }
       for (const Use& use : node.uses()) {
         if (!IsMember(group, use.node) && At(use.node) <= group.at) return false;

@@ -48,26 +48,31 @@ absl::Status GradLayerNorm(GradContext& c) {
   return absl::OkStatus();
 }
 
+// Sums are in f64; everything else is in T, a rounding for each operation, as in a fused region.
 template <typename T>
 void ReferenceLayerNorm(const Attrs& attrs, absl::Span<const HostTensor<T>* const> operands,
                         absl::Span<HostTensor<T>* const> results) {
   const int64_t c = operands[0]->type.dim(-1), rows = RowsOf(operands[0]->type);
   const T* gamma = operands[1]->values.data();
   const T* beta = attrs.Bool("beta") ? operands[2]->values.data() : nullptr;
-  const double n = static_cast<double>(c);
+  const T inverse = static_cast<T>(1.0 / static_cast<double>(c)), eps = static_cast<T>(attrs.Double("eps"));
   for (int64_t r = 0; r < rows; ++r) {
     const T* x = operands[0]->values.data() + r * c;
     T* y = results[0]->values.data() + r * c;
     double sum = 0, squares = 0;
-    for (int64_t j = 0; j < c; ++j) sum += x[j];
-    const double mean = sum / n;
-    for (int64_t j = 0; j < c; ++j) squares += (x[j] - mean) * (x[j] - mean);
-    const double rstd = 1.0 / std::sqrt(squares / n + attrs.Double("eps"));
+    for (int64_t j = 0; j < c; ++j) sum += static_cast<double>(x[j]);
+    const T mean = static_cast<T>(sum) * inverse;
     for (int64_t j = 0; j < c; ++j) {
-      y[j] = static_cast<T>((x[j] - mean) * rstd * gamma[j] + (beta != nullptr ? static_cast<double>(beta[j]) : 0.0));
+      const T d = x[j] - mean;
+      squares += static_cast<double>(d * d);
     }
-    results[1]->values[static_cast<size_t>(r)] = static_cast<T>(mean);
-    results[2]->values[static_cast<size_t>(r)] = static_cast<T>(rstd);
+    const T rstd = T{1} / std::sqrt(static_cast<T>(squares) * inverse + eps);
+    for (int64_t j = 0; j < c; ++j) {
+      const T scaled = (x[j] - mean) * rstd * gamma[j];
+      y[j] = beta != nullptr ? scaled + beta[j] : scaled;
+    }
+    results[1]->values[static_cast<size_t>(r)] = mean;
+    results[2]->values[static_cast<size_t>(r)] = rstd;
   }
 }
 
@@ -88,26 +93,26 @@ void NormBackward(const HostTensor<T>& dy, const HostTensor<T>& x, const HostTen
                   const HostTensor<T>* mean, const HostTensor<T>& rstd, HostTensor<T>& dx, HostTensor<T>& dgamma,
                   HostTensor<T>* dbeta) {
   const int64_t c = x.type.dim(-1), rows = RowsOf(x.type);
+  const T inverse = static_cast<T>(1.0 / static_cast<double>(c));
   std::vector<double> gamma_sums(static_cast<size_t>(c), 0.0), beta_sums(static_cast<size_t>(c), 0.0);
+  std::vector<T> xhat(static_cast<size_t>(c)), g(static_cast<size_t>(c));
   for (int64_t r = 0; r < rows; ++r) {
-    const double m = mean != nullptr ? static_cast<double>(mean->values[static_cast<size_t>(r)]) : 0.0;
-    const double s = rstd.values[static_cast<size_t>(r)];
+    const T m = mean != nullptr ? mean->values[static_cast<size_t>(r)] : T{0};
+    const T s = rstd.values[static_cast<size_t>(r)];
     double sum = 0, dot = 0;
-    for (int64_t j = 0; j < c; ++j) {
-      const size_t at = static_cast<size_t>(r * c + j);
-      const double xhat = (x.values[at] - m) * s, d = dy.values[at];
-      const double g = d * gamma.values[static_cast<size_t>(j)];
-      sum += g;
-      dot += g * xhat;
-      gamma_sums[static_cast<size_t>(j)] += d * xhat;
-      beta_sums[static_cast<size_t>(j)] += d;
+    for (size_t j = 0; j < xhat.size(); ++j) {
+      const size_t at = static_cast<size_t>(r * c) + j;
+      const T d = dy.values[at];
+      xhat[j] = (x.values[at] - m) * s;
+      g[j] = d * gamma.values[j];
+      sum += static_cast<double>(g[j]);
+      dot += static_cast<double>(g[j] * xhat[j]);
+      gamma_sums[j] += static_cast<double>(d * xhat[j]);
+      beta_sums[j] += static_cast<double>(d);
     }
-    for (int64_t j = 0; j < c; ++j) {
-      const size_t at = static_cast<size_t>(r * c + j);
-      const double xhat = (x.values[at] - m) * s;
-      const double g = static_cast<double>(dy.values[at]) * gamma.values[static_cast<size_t>(j)];
-      const double mean_term = mean != nullptr ? sum / static_cast<double>(c) : 0.0;
-      dx.values[at] = static_cast<T>(s * (g - mean_term - xhat * dot / static_cast<double>(c)));
+    const T mean_g = mean != nullptr ? static_cast<T>(sum) * inverse : T{0}, mean_dot = static_cast<T>(dot) * inverse;
+    for (size_t j = 0; j < xhat.size(); ++j) {
+      dx.values[static_cast<size_t>(r * c) + j] = s * (g[j] - mean_g - xhat[j] * mean_dot);
     }
   }
   for (size_t j = 0; j < gamma_sums.size(); ++j) {
@@ -140,16 +145,16 @@ template <typename T>
 void ReferenceRmsNorm(const Attrs& attrs, absl::Span<const HostTensor<T>* const> operands,
                       absl::Span<HostTensor<T>* const> results) {
   const int64_t c = operands[0]->type.dim(-1), rows = RowsOf(operands[0]->type);
+  const T* gamma = operands[1]->values.data();
+  const T inverse = static_cast<T>(1.0 / static_cast<double>(c)), eps = static_cast<T>(attrs.Double("eps"));
   for (int64_t r = 0; r < rows; ++r) {
     const T* x = operands[0]->values.data() + r * c;
+    T* y = results[0]->values.data() + r * c;
     double squares = 0;
-    for (int64_t j = 0; j < c; ++j) squares += static_cast<double>(x[j]) * x[j];
-    const double rstd = 1.0 / std::sqrt(squares / static_cast<double>(c) + attrs.Double("eps"));
-    for (int64_t j = 0; j < c; ++j) {
-      results[0]->values[static_cast<size_t>(r * c + j)] =
-          static_cast<T>(x[j] * rstd * operands[1]->values[static_cast<size_t>(j)]);
-    }
-    results[1]->values[static_cast<size_t>(r)] = static_cast<T>(rstd);
+    for (int64_t j = 0; j < c; ++j) squares += static_cast<double>(x[j] * x[j]);
+    const T rstd = T{1} / std::sqrt(static_cast<T>(squares) * inverse + eps);
+    for (int64_t j = 0; j < c; ++j) y[j] = x[j] * rstd * gamma[j];
+    results[1]->values[static_cast<size_t>(r)] = rstd;
   }
 }
 

@@ -357,20 +357,21 @@ MT_REDUCE_KERNELS(ReduceRows)
 
 constexpr int64_t kColumnBlocks = 4;
 constexpr int64_t kColumns = kColumnBlocks * kLanes;  // Columns of a task.
-constexpr int64_t kTreeRows = 32;                     // Rows that are summed one after another.
 
-// Over a dimension that is not the last: chunks of rows one after another, the chunks in a tree, as a binary counter.
+// Over a dimension that is not the last: the rows of a chunk one after another, the chunks in a tree, as a binary
+// counter. Chunks and tree are those of all column sums (CpuRowChunks, AddChunks).
 template <typename T, bool kMax>
 MT_CPU_INLINE void ReduceColumns(const ReduceArgs& a, int64_t task) {
   const int64_t begin = task % a.column_tasks * kColumns, columns = std::min(kColumns, a.inner - begin);
   const T* x = reinterpret_cast<const T*>(a.x) + task / a.column_tasks * a.reduced * a.inner + begin;
   T* y = reinterpret_cast<T*>(a.y) + task / a.column_tasks * a.inner + begin;
-  F32x16 levels[48][kColumnBlocks];  // levels[k]: the fold of 2^k chunks that waits for its neighbour.
+  F32x16 levels[8][kColumnBlocks];  // levels[k]: the fold of 2^k chunks that waits for its neighbour.
   F32x16 folded[kColumnBlocks];
+  const int64_t chunk_rows = CpuRowChunks(a.reduced).rows;
   int64_t chunk = 0;
-  for (int64_t r = 0; r < a.reduced; r += kTreeRows, ++chunk) {
+  for (int64_t r = 0; r < a.reduced; r += chunk_rows, ++chunk) {
     for (int64_t b = 0; b < kColumnBlocks; ++b) folded[b] = Splat(kStart<kMax>);
-    const int64_t end = std::min(a.reduced, r + kTreeRows);
+    const int64_t end = std::min(a.reduced, r + chunk_rows);
     if (columns == kColumns) {
       for (int64_t i = r; i < end; ++i) {
         for (int64_t b = 0; b < kColumnBlocks; ++b) {

@@ -19,8 +19,10 @@ namespace {
 
 constexpr int64_t kTile = 2048;                // Elements that one loop works on: registers stay in the first caches.
 constexpr int64_t kScratchFloats = 64 * 1024;  // Registers of one task, on its stack.
-constexpr int kMaxValues = 8192;               // Values of one program: instructions, and scalars spread to vectors.
-constexpr double kTaskNanoseconds = 20000;     // A task's work, roughly: far more than it costs to hand out.
+constexpr int64_t kCacheFloats = 8 * 1024;     // What the registers of a tile should take.
+constexpr int64_t kLineBytes = 64;
+constexpr int kMaxValues = 8192;            // Values of one program: instructions, and scalars spread to vectors.
+constexpr double kTaskNanoseconds = 20000;  // A task's work, roughly: far more than it costs to hand out.
 
 // How an operand is spread over the elements of the result: dimensions that it walks as one are merged. The last stride
 // is 0 or 1.
@@ -160,7 +162,8 @@ struct Kernel {
   std::vector<Place> places;       // One a value.
   std::vector<int> memory_values;  // Values whose place is memory.
   std::vector<int> column_results;
-  float* column_sums = nullptr;  // [column_results, tasks, width]
+  std::vector<std::pair<const std::byte*, int64_t>> streams;  // Read or written element by element; bytes of one.
+  float* column_sums = nullptr;                               // [column_results, tasks, width]
   std::function<void(int64_t)> body, columns_body;
 
   int64_t elements() const { return rows * width; }
@@ -326,6 +329,12 @@ void Kernel::RunTile(const Tile& tile, int64_t task, float* scratch, float** at)
   for (const int v : memory_values) {
     const Place& place = places[static_cast<size_t>(v)];
     at[v] = place.memory + OffsetIn(tile, place.shape);
+  }
+  // A tile touches each tensor in a burst, which hardware does not foresee: the next tile's is asked for now.
+  const int64_t next = tile.begin + tile.elements;
+  for (const auto& [data, bytes] : streams) {
+    const std::byte* const end = data + std::min(next + tile.elements, elements()) * bytes;
+    for (const std::byte* line = data + next * bytes; line < end; line += kLineBytes) __builtin_prefetch(line, 0, 2);
   }
   for (const Step& step : steps) {
     switch (step.kind) {
@@ -883,16 +892,18 @@ class Binder {
     const int64_t room =
         registers_ > 0 ? (kScratchFloats - row_registers_) / registers_ / 16 * 16 : kScratchFloats - row_registers_;
     if (k.rows > 1 && k.width <= std::min(kTile, room)) k.whole_rows = true;
+    // Tiles as large as leave the registers in the first cache.
+    const int64_t preferred = std::clamp<int64_t>(kCacheFloats / std::max<int64_t>(registers_, 1), 512, kTile);
     if (k.whole_rows) {
       const int64_t each = registers_ * k.width + row_registers_;  // Scratch of one row.
-      k.tile_rows = std::max<int64_t>(1, kTile / k.width);
+      k.tile_rows = std::max<int64_t>(1, preferred / k.width);
       if (each > 0) k.tile_rows = std::min(k.tile_rows, kScratchFloats / each);
       k.tile_rows = std::min(k.tile_rows, k.rows);
       k.tile = k.tile_rows * k.width;
       k.row_registers_at = registers_ * k.tile;
       k.task_elements = std::max<int64_t>(1, wanted / k.tile) * k.tile;
     } else {
-      k.tile = std::min(kTile, room);
+      k.tile = std::min(preferred / 16 * 16, room);
       // A row at a time lets an operand that repeats with each row be read where it lies.
       for (const Step& step : k.steps) {
         if (step.kind != Step::kBroadcast) continue;
@@ -902,6 +913,19 @@ class Binder {
       k.row_registers_at = registers_ * k.tile;
       k.task_elements = std::max<int64_t>(1, wanted / k.tile) * k.tile;
     }
+    std::vector<const std::byte*> seen;
+    const auto add_stream = [&](const Tensor& tensor) {
+      if (tensor.type.num_elements() != k.elements() ||
+          std::find(seen.begin(), seen.end(), tensor.data) != seen.end()) {
+        return;
+      }
+      seen.push_back(tensor.data);
+      k.streams.emplace_back(tensor.data, ByteSize(tensor.type.dtype));
+    };
+    for (const RegionStep& step : region_.steps) {
+      if (step.kind == RegionStep::Kind::kLoad) add_stream(OperandOf(step));
+    }
+    for (const Tensor& result : k.results) add_stream(result);
     if (!k.column_results.empty()) k.task_elements = CpuRowChunks(k.rows).rows * k.width;
     k.tasks = (k.elements() + k.task_elements - 1) / k.task_elements;
   }

@@ -9,6 +9,7 @@
 #include "ir/base/check.h"
 #include "ir/base/status_macros.h"
 #include "runtime/cpu/kernel.h"
+#include "runtime/cpu/reductions.h"
 #include "runtime/cpu/simd.h"
 #include "runtime/cpu/vector_math.h"
 
@@ -151,27 +152,16 @@ MT_CPU_INLINE void NormBackward(const NormBackwardArgs& a, int64_t chunk) {
 }
 MT_STORAGE_KERNELS(NormBackward, NormBackwardArgs)
 
-constexpr int64_t kColumnsPerTask = 256;
-
-// sums[0, begin:end) = sum over chunks, neighbours first; then rounded into `to`.
-MT_CPU_INLINE void SumChunks(float* sums, int64_t chunks, int64_t width, int64_t begin, int64_t end, std::byte* to,
-                             DType dtype) {
-  for (int64_t stride = 1; stride < chunks; stride *= 2) {
-    for (int64_t c = 0; c + stride < chunks; c += 2 * stride) {
-      float* a = sums + c * width;
-      const float* b = sums + (c + stride) * width;
-      for (int64_t j = begin; j < end; j += kLanes) {
-        StoreBlock(a + j, LoadBlock(a + j, end - j) + LoadBlock(b + j, end - j), end - j);
-      }
-    }
-  }
-  for (int64_t j = begin; j < end; j += kLanes) StoreBlockAs(to, dtype, j, LoadBlock(sums + j, end - j), end - j);
+// Columns [begin, end) of all chunks' sums, rounded into `to`.
+void FinishColumns(float* sums, int64_t chunks, int64_t width, int64_t begin, int64_t end, std::byte* to, DType dtype) {
+  AddChunks(sums, chunks, width, begin, end);
+  BestVectorMath().store[static_cast<size_t>(dtype)](to + begin * ByteSize(dtype), sums + begin, end - begin);
 }
 
-MT_CPU_CLONES void NormColumnSums(const NormBackwardArgs& a, int64_t task) {
+void NormColumnSums(const NormBackwardArgs& a, int64_t task) {
   const int64_t begin = task * kColumnsPerTask, end = std::min(a.width, begin + kColumnsPerTask);
-  SumChunks(a.gamma_sums, a.chunks, a.width, begin, end, a.dgamma, a.gamma.dtype);
-  if (a.dbeta != nullptr) SumChunks(a.beta_sums, a.chunks, a.width, begin, end, a.dbeta, a.gamma.dtype);
+  FinishColumns(a.gamma_sums, a.chunks, a.width, begin, end, a.dgamma, a.gamma.dtype);
+  if (a.dbeta != nullptr) FinishColumns(a.beta_sums, a.chunks, a.width, begin, end, a.dbeta, a.gamma.dtype);
 }
 
 absl::StatusOr<Thunk> BindNormBackward(const KernelCall& call, ThreadPool& pool, bool layer_norm) {
