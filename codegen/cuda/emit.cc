@@ -147,7 +147,8 @@ absl::StatusOr<CudaSteps> EmitCuda(const CudaCall& call) {
   CudaEmitFn emit = call.op->is_element_wise() ? EmitElementWise : nullptr;
   if (call.op->name == "fused") emit = EmitFused;
   using Family = absl::Span<const CudaEmitter> (*)();
-  constexpr Family kFamilies[] = {CudaMatmulEmitters, CudaRowEmitters, CudaDataEmitters, CudaOptimizerEmitters};
+  constexpr Family kFamilies[] = {CudaMatmulEmitters, CudaRowEmitters, CudaDataEmitters, CudaAttentionEmitters,
+                                  CudaOptimizerEmitters};
   for (const Family family : kFamilies) {
     for (const CudaEmitter& emitter : family()) {
       if (emitter.op == call.op->name) emit = emitter.emit;

@@ -62,15 +62,11 @@ int64_t EmbeddingBackward(const Target&, Types operands, Types results, const At
 }
 
 // The forward kernel holds all but its results on the chip: the log-sum-exp is a result, so the plan has it anyway. The
-// backward, deterministic: sum(dout * out) of each query, dq in f32, to which blocks of keys add in their order, and
-// for each block of queries the number of the block of keys whose turn it is. A small head needs none of it; f32
-// results are their own sums.
-int64_t AttentionBackward(const Target&, Types operands, Types results, const Attrs&) {
-  const TensorType &q = operands[1], &dq = results[0];
-  const int64_t length = q.dim(2), width = q.dim(3);
-  if (length * width <= kCudaSmallHead) return 0;
-  return Part({q.dim(0), q.dim(1), length, kF32}) + (dq.dtype == DType::kF32 ? 0 : Part({dq.num_elements(), kF32})) +
-         Part({q.dim(0), q.dim(1), CeilDiv(length, kCudaAttentionKeys), kF32});
+// backward: sum(dout * out) of each query. The scores are computed twice, for dq and for dk and dv, so that each sum is
+// made in one block's registers, in one order.
+int64_t AttentionBackward(const Target&, Types operands, Types, const Attrs&) {
+  const TensorType& q = operands[1];
+  return Part({q.dim(0), q.dim(1), q.dim(2), kF32});
 }
 
 // x [rows, C], w [V, C]: one chunk of logits in the dtype of x, which their gradient is written over; each row's loss;

@@ -34,11 +34,6 @@ inline constexpr int64_t kCudaWideReduction = int64_t{1} << 16;
 inline constexpr int64_t kCudaNormChunk = int64_t{64} << 10;
 // Sorted positions that one block of embedding_backward sums; an id that goes on in the next block is summed by parts.
 inline constexpr int64_t kCudaEmbeddingChunk = 256;
-// A head of at most this many elements (length x width) is held by one block, forward and backward: dq, dk and dv are
-// summed in its registers.
-inline constexpr int64_t kCudaSmallHead = 256 * 64;
-// Keys in a block of the attention backward that adds to dq.
-inline constexpr int64_t kCudaAttentionKeys = 64;
 
 }  // namespace mt
 
