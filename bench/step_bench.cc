@@ -1,6 +1,6 @@
 // Times training steps of a zoo model on random tokens and prints one JSON line: what bench/steps.py runs beside
-// PyTorch.
-//   step_bench tiny_char --batch=4 [--seq=N] [--passes=LIST] [--threads=N] [--steps=N] [--by-op]
+// PyTorch. A step on a GPU is timed from the batch on the device to the updated weights.
+//   step_bench tiny_char --batch=4 [--seq=N] [--target=cpu|cuda] [--passes=LIST] [--threads=N] [--steps=N] [--by-op]
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -24,6 +24,9 @@
 #include "runtime/executor.h"
 #include "runtime/measure.h"
 #include "runtime/train/trainer.h"
+#ifdef MT_HAS_CUDA
+#include "runtime/cuda/backend.h"
+#endif
 
 namespace mt {
 namespace {
@@ -33,7 +36,7 @@ using Clock = std::chrono::steady_clock;
 double Seconds(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 struct Options {
-  std::string model, passes = "default";
+  std::string model, passes = "default", target = "cpu";
   ModelOptions model_options;
   int64_t threads = 0, steps = 12, warmup = 2;
   bool by_op = false;
@@ -58,6 +61,8 @@ absl::StatusOr<Options> Parse(int argc, char** argv) {
       options.steps = value;
     } else if (absl::ConsumePrefix(&arg, "--passes=")) {
       options.passes = std::string(arg);
+    } else if (absl::ConsumePrefix(&arg, "--target=")) {
+      options.target = std::string(arg);
     } else if (arg == "--by-op") {
       options.by_op = true;
     } else if (options.model.empty() && arg.substr(0, 1) != "-") {
@@ -65,23 +70,34 @@ absl::StatusOr<Options> Parse(int argc, char** argv) {
     } else {
       return absl::InvalidArgumentError(absl::StrCat(
           "\"", arg,
-          "\": usage: step_bench MODEL [--batch=N] [--seq=N] [--passes=LIST] [--threads=N] [--steps=N] [--by-op]"));
+          "\": usage: step_bench MODEL [--batch=N] [--seq=N] [--target=cpu|cuda] [--passes=LIST] [--threads=N] "
+          "[--steps=N] [--by-op]"));
     }
   }
   if (options.model.empty()) return absl::InvalidArgumentError("a MODEL is needed");
   return options;
 }
 
+absl::StatusOr<std::unique_ptr<Backend>> BackendOf(const Options& options) {
+#ifdef MT_HAS_CUDA
+  if (options.target != "cpu") return MakeCudaBackend(0);
+#endif
+  return MakeCpuBackend(static_cast<int>(options.threads));
+}
+
 absl::Status Main(const Options& options) {
   ASSIGN_OR_RETURN(std::unique_ptr<Module> module, LoadModel(options.model, options.model_options));
   const int64_t parameters = module->num_parameters(), vocab = module->fact("vocab_size");
   const int64_t batch = module->fact("batch"), sequence = module->fact("sequence");
-  ASSIGN_OR_RETURN(proto::PlanProto plan, Compile(std::move(module), {.passes = options.passes}));
+  ASSIGN_OR_RETURN(proto::PlanProto plan,
+                   Compile(std::move(module), {.target = options.target, .passes = options.passes}));
   const int64_t arena_bytes = plan.arena_bytes();
   const std::string passes = plan.passes();
   const ProgramSummary summary = Summarize(plan, *MainProgram(plan));
-  ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, MakeCpuBackend(static_cast<int>(options.threads)));
-  ASSIGN_OR_RETURN(std::unique_ptr<Executor> executor, Executor::Load(std::move(plan), std::move(backend)));
+  ASSIGN_OR_RETURN(std::unique_ptr<Backend> owned, BackendOf(options));
+  Backend& backend = *owned;
+  const int64_t used_before = backend.UsedDeviceBytes();
+  ASSIGN_OR_RETURN(std::unique_ptr<Executor> executor, Executor::Load(std::move(plan), std::move(owned)));
   executor->InitializeStates(1);
   const Program* program = executor->FindProgram("train");
   ASSIGN_OR_RETURN(StepInputs inputs, StepInputs::Bind(*executor, *program, vocab));
@@ -94,11 +110,17 @@ absl::Status Main(const Options& options) {
       tokens[i] = static_cast<int32_t>(words[0] % static_cast<uint32_t>(vocab));
       labels[i] = static_cast<int32_t>(words[1] % static_cast<uint32_t>(vocab));
     }
-    const Clock::time_point start = Clock::now();
+    Clock::time_point start = Clock::now();
     inputs.SetBatch(tokens, labels);
     inputs.SetScalars({.seed = 1, .step = step, .first_sample = step * batch, .lr = 3e-4});
+    if (!backend.host_addressable()) {
+      backend.Synchronize();
+      start = Clock::now();
+    }
     program->Run();
-    loss = *program->FindOutput("loss")->data_as<float>();
+    float read = 0;
+    backend.CopyToHost(&read, program->FindOutput("loss")->data, sizeof(read));
+    loss = read;
     if (step >= options.warmup) seconds.push_back(Seconds(start));
   }
   std::sort(seconds.begin(), seconds.end());
@@ -117,6 +139,10 @@ absl::Status Main(const Options& options) {
                                        {"arena_mib", static_cast<double>(arena_bytes) / (1 << 20)},
                                        {"peak_rss_mib", static_cast<double>(PeakResidentBytes()) / (1 << 20)},
                                        {"loss", loss}};
+  if (!backend.host_addressable()) {
+    std::fprintf(stderr, "device: %.1f MiB taken since the context was made\n",
+                 static_cast<double>(backend.UsedDeviceBytes() - used_before) / (1 << 20));
+  }
   std::printf("%s\n", line.dump().c_str());
   if (!options.by_op) return absl::OkStatus();
 
@@ -131,6 +157,7 @@ absl::Status Main(const Options& options) {
     const proto::InstructionProto& instruction = program->proto().instructions(i);
     const Clock::time_point start = Clock::now();
     program->RunRange(i, i + 1);
+    backend.Synchronize();
     Total& total = totals[instruction.op()];
     total.seconds += Seconds(start);
     total.flops += static_cast<double>(instruction.flops());
