@@ -1,7 +1,7 @@
 // How long compiling takes: one JSON line for each model of the zoo and for deep ones, with the seconds of each part
 // (best of --repeats) and the arena over its lower bound.
 //
-//   compile_bench [--repeats N] [MODEL ...]
+//   compile_bench [--repeats N] [--passes LIST] [--set NAME=VALUE] [MODEL ...]
 #include <algorithm>
 #include <iostream>
 #include <memory>
@@ -22,6 +22,7 @@ namespace {
 struct Subject {
   std::string spec;
   ModelOptions options;
+  std::string passes = "default";
 };
 
 absl::Status Measure(const Subject& subject, int repeats) {
@@ -30,7 +31,7 @@ absl::Status Measure(const Subject& subject, int repeats) {
   for (int i = 0; i < repeats; ++i) {
     ASSIGN_OR_RETURN(std::unique_ptr<Module> module, LoadModel(subject.spec, subject.options));
     CompileReport report;
-    ASSIGN_OR_RETURN(plan, Compile(std::move(module), {}, &report));
+    ASSIGN_OR_RETURN(plan, Compile(std::move(module), {.passes = subject.passes}, &report));
     const auto lower = [i](double& best, double now) { best = i == 0 ? now : std::min(best, now); };
     lower(best.passes_seconds, report.passes_seconds);
     lower(best.times.schedule_seconds, report.times.schedule_seconds);
@@ -45,6 +46,7 @@ absl::Status Measure(const Subject& subject, int repeats) {
   const nlohmann::ordered_json json = {
       {"model", subject.spec},
       {"layers", layers == plan.facts().end() ? 0 : layers->second},
+      {"passes", plan.passes()},
       {"instructions", instructions},
       {"passes_seconds", best.passes_seconds},
       {"schedule_seconds", best.times.schedule_seconds},
@@ -67,13 +69,19 @@ absl::Status Measure(const Subject& subject, int repeats) {
 
 int main(int argc, char** argv) {
   int repeats = 3;
+  std::string passes = "default";
+  std::vector<std::string> sets;
   std::vector<mt::Subject> subjects;
   for (int i = 1; i < argc; ++i) {
     const std::string argument = argv[i];
     if (argument == "--repeats" && i + 1 < argc && absl::SimpleAtoi(argv[i + 1], &repeats) && repeats > 0) {
       ++i;
+    } else if (argument == "--passes" && i + 1 < argc) {
+      passes = argv[++i];
+    } else if (argument == "--set" && i + 1 < argc) {
+      sets.push_back(argv[++i]);
     } else if (argument.rfind("--", 0) == 0) {
-      std::cerr << "usage: compile_bench [--repeats N] [MODEL ...]\n";
+      std::cerr << "usage: compile_bench [--repeats N] [--passes LIST] [--set NAME=VALUE] [MODEL ...]\n";
       return 2;
     } else {
       subjects.push_back({argument, {}});
@@ -86,8 +94,14 @@ int main(int argc, char** argv) {
       deep.options.sets = {layers};
       subjects.push_back(deep);
     }
+    // Half of what it takes without recomputation.
+    mt::Subject budgeted{"gpt2_124m", {}, "flash,remat:budget=24GiB"};
+    budgeted.options.sets = {"layers=96"};
+    subjects.push_back(budgeted);
   }
-  for (const mt::Subject& subject : subjects) {
+  for (mt::Subject& subject : subjects) {
+    if (subject.passes == "default") subject.passes = passes;
+    subject.options.sets.insert(subject.options.sets.end(), sets.begin(), sets.end());
     const absl::Status status = mt::Measure(subject, repeats);
     if (!status.ok()) {
       std::cerr << subject.spec << ": " << status.message() << "\n";

@@ -544,7 +544,7 @@ std::vector<int> JustInTime(const PlanGraph& graph, bool sinks_first) {
   if (sinks_first) {
     for (const int i : originals) {
       const PlanNode& node = graph.nodes[At(i)];
-      if (node.node->phase() != Phase::kBackward || node.successors.empty()) continue;
+      if (node.node->phase() != Phase::kBackward) continue;
       const bool sink = std::all_of(node.successors.begin(), node.successors.end(),
                                     [&](int s) { return graph.nodes[At(s)].node->phase() == Phase::kOptimizer; });
       if (!sink) continue;

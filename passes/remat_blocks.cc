@@ -34,7 +34,9 @@ class BlockFinder {
     const int n = static_cast<int>(stretches_.size());
     FindRuns(0, n);
     if (runs_ == 0) {
-      for (int i = 0; i + 1 < n; ++i) units_[At(i)] = stretches_[At(i)].flow_nodes > 1 ? 1 : 0;
+      // Two by two: the halves of a layer.
+      const auto is_large = [&](int i) { return i + 1 < n && stretches_[At(i)].flow_nodes > 1; };
+      for (int i = 0; i < n; i += std::max(1, units_[At(i)])) units_[At(i)] = is_large(i) ? 1 + is_large(i + 1) : 0;
     }
     MakeBlocks();
     return std::move(chain_);
@@ -246,6 +248,7 @@ class BlockFinder {
       }
       if (reads >= 0) current = std::min(current, reads);
       chain_.blocks[At(current)].backward.push_back(node);
+      chain_.backward_of[node] = current;
     }
   }
 

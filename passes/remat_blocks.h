@@ -22,8 +22,8 @@ struct RematBlock {
   absl::flat_hash_set<Value> outputs;
   // Blocks of one kind are equal node for node: what is decided for one by indices into `nodes` fits all.
   int kind = 0;
-  // A repeated stretch of the model (a transformer block); where nothing repeats, any stretch of several nodes that
-  // does not hold the loss. Others lie before, between or behind: embedding, last norm, head and loss.
+  // A repeated stretch of the model (a transformer block); where nothing repeats, any one or two stretches of several
+  // nodes that do not hold the loss. Others lie before, between or behind: embedding, last norm, head and loss.
   bool is_unit = false;
 };
 
@@ -31,8 +31,9 @@ struct RematChain {
   std::vector<RematBlock> blocks;  // In forward order.
   // Forward nodes that belong to no block: constants, casts of weights that several blocks read.
   std::vector<Node*> shared;
-  absl::flat_hash_map<const Node*, int> block_of;  // Of forward nodes.
-  std::vector<Node*> late;                         // Nodes of the later phases, in canonical order.
+  absl::flat_hash_map<const Node*, int> block_of;     // Of forward nodes.
+  absl::flat_hash_map<const Node*, int> backward_of;  // Of nodes of the backward graph.
+  std::vector<Node*> late;                            // Nodes of the later phases, in canonical order.
 };
 
 // Cuts the forward nodes that depend on data and parameters where everything that is handed on comes from one node,

@@ -232,7 +232,7 @@ class MenuMaker {
       if (node->op().is_view) continue;
       size_t key = 2 * (keyed.size() + 1);
       const auto is_optimizer = [](const Use& use) { return use.node->phase() == Phase::kOptimizer; };
-      if (!node->uses().empty() && std::all_of(node->uses().begin(), node->uses().end(), is_optimizer)) {
+      if (std::all_of(node->uses().begin(), node->uses().end(), is_optimizer)) {
         size_t after = 0;
         for (const Value& operand : node->operands()) {
           const auto at = key_of.find(BehindViews(operand).node);

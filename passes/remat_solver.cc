@@ -111,7 +111,13 @@ RematProblem::RematProblem(const Graph& graph, const Roofline& roofline) : graph
                                   [](const Use& use) { return use.node->phase() != Phase::kForward; });
     if (!late) continue;
     for (const TensorType& type : node->result_types()) shared_bytes_ += type.byte_size();
-    shared_seconds_ += NodeSeconds(*node, roofline);
+    // Once for each block whose backward pass reads it.
+    absl::flat_hash_set<int> readers;
+    for (const Use& use : node->uses()) {
+      const auto block = chain_.backward_of.find(use.node);
+      if (block != chain_.backward_of.end()) readers.insert(block->second);
+    }
+    shared_seconds_ += NodeSeconds(*node, roofline) * static_cast<double>(std::max<size_t>(readers.size(), 1));
   }
 }
 
@@ -387,10 +393,12 @@ class Applier {
 
   absl::StatusOr<bool> Run() {
     for (Node* reader : chain_.late) {
+      const auto block = chain_.backward_of.find(reader);
+      const Place place = {.block = block == chain_.backward_of.end() ? -1 : block->second};
       for (size_t i = 0; i < reader->operands().size(); ++i) {
-        const std::optional<Clone> clone = CloneOf(reader->operands()[i], /*in_group=*/false);
+        const std::optional<Clone> clone = CloneOf(reader->operands()[i], place);
         if (!clone) continue;
-        RETURN_IF_ERROR(Make(*clone));
+        RETURN_IF_ERROR(Make(*clone, place));
         const int index = reader->operands()[i].index;
         graph_.SetOperand(reader, static_cast<int>(i), clones_.at(*clone)->result(index));
       }
@@ -399,11 +407,18 @@ class Applier {
   }
 
  private:
-  // A node that runs again: for its own block's backward pass, or to get at the inputs of a group's blocks.
-  using Clone = std::pair<Node*, bool>;
+  // Who reads: the backward pass of a block (-1: the optimizer), or the way to the inputs of a group's blocks.
+  struct Place {
+    int block = -1;
+    bool in_group = false;
+  };
+  // A node that runs again, and for whom: kForBlock, kForGroup, or, for a constant that several blocks read,
+  // kForReader + the block, so that none is held from one block to another.
+  using Clone = std::pair<Node*, int>;
+  static constexpr int kForBlock = 0, kForGroup = 1, kForReader = 3;
 
   // The clone that a reader takes instead of the value; none: the value is there.
-  std::optional<Clone> CloneOf(const Value& value, bool in_group) const {
+  std::optional<Clone> CloneOf(const Value& value, const Place& place) const {
     const Value root = BehindViews(value);
     Node* node = root.node;
     if (!MayRecompute(*node) || graph_outputs_.contains(root)) return std::nullopt;
@@ -413,16 +428,17 @@ class Applier {
       if (chain_.blocks[b].is_unit && chain_.blocks[b].outputs.contains(root)) {
         const int group = choice_.group[b];
         if (group == 0 || b + 1 == chain_.blocks.size() || choice_.group[b + 1] != group) return std::nullopt;
-        return Clone(value.node, true);
+        return Clone(value.node, kForGroup);
       }
     }
     const auto kept = kept_.find(node);
     if (kept == kept_.end() || kept->second) return std::nullopt;
-    return Clone(value.node, in_group && block != chain_.block_of.end());
+    if (block == chain_.block_of.end()) return Clone(value.node, kForReader + place.block);
+    return Clone(value.node, place.in_group ? kForGroup : kForBlock);
   }
 
   // Makes the clone and, before it, those that it reads.
-  absl::Status Make(const Clone& wanted) {
+  absl::Status Make(const Clone& wanted, const Place& reader) {
     std::vector<Clone> todo = {wanted};
     while (!todo.empty()) {
       const Clone next = todo.back();
@@ -430,9 +446,10 @@ class Applier {
         todo.pop_back();
         continue;
       }
+      const Place place = {.block = reader.block, .in_group = next.second == kForGroup};
       std::vector<Value> operands;
       for (const Value& operand : next.first->operands()) {
-        const std::optional<Clone> clone = CloneOf(operand, next.second);
+        const std::optional<Clone> clone = CloneOf(operand, place);
         if (!clone) {
           operands.push_back(operand);
           continue;
