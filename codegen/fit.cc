@@ -14,7 +14,7 @@ namespace {
 
 constexpr int64_t kLargestSize = int64_t{1} << 24;
 // Instructions planned in search of sizes below the boundary that do not fit, after the first kFewest sizes.
-constexpr int64_t kScanInstructions = 4'000;
+constexpr int64_t kScanInstructions = 2'500;
 constexpr int kFewest = 2;
 constexpr int64_t kScanShare = 20;  // 1 / 20 of what grows.
 

@@ -134,7 +134,8 @@ TEST_F(MtrunTest, APlanLargerThanTheMemoryIsRefusedBeforeAllocation) {
   const Outcome compiled = Run("mtc compile gpt2_124m --data corpus --batch 4096 -o large.plan");
   ASSERT_EQ(compiled.code, 0) << compiled.err;
   ExpectError("mtrun large.plan --data corpus --steps 1 --out large_run", 3,
-              AllOf(HasSubstr("GiB"), HasSubstr("--batch")));
+              AllOf(HasSubstr("GiB"), HasSubstr("--batch"), HasSubstr("; the peak is at train "),
+                    HasSubstr("what would fit: mtc fit gpt2_124m --memory ")));
   EXPECT_EQ(Run("mtrun large.plan --dry-run").code, 0);
 }
 
