@@ -89,8 +89,9 @@ absl::Status Main(const Options& options) {
   ASSIGN_OR_RETURN(std::unique_ptr<Module> module, LoadModel(options.model, options.model_options));
   const int64_t parameters = module->num_parameters(), vocab = module->fact("vocab_size");
   const int64_t batch = module->fact("batch"), sequence = module->fact("sequence");
-  ASSIGN_OR_RETURN(proto::PlanProto plan,
-                   Compile(std::move(module), {.target = options.target, .passes = options.passes}));
+  ASSIGN_OR_RETURN(
+      proto::PlanProto plan,
+      Compile(std::move(module), {.target = options.target, .passes = options.passes, .device_code = true}));
   const int64_t arena_bytes = plan.arena_bytes();
   const std::string passes = plan.passes();
   const ProgramSummary summary = Summarize(plan, *MainProgram(plan));
