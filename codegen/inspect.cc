@@ -97,7 +97,7 @@ std::string ProofText(int64_t bytes, int64_t lower_bound_bytes, const std::strin
 std::string PlanJson(const proto::PlanProto& plan) {
   const proto::ProgramProto& largest = LargestProgram(plan);
   const ProgramSummary at_peak = Summarize(plan, largest);
-  const ProgramSummary main = Summarize(plan, *MainProgram(plan));
+  const ProgramSummary main = SummarizeStep(plan);
   Json by_class = Json::object();
   for (int c = 0; c < kNumMemoryClasses; ++c) {
     by_class[std::string(MemoryClassName(MemoryClassAt(c)))] = at_peak.at_peak[static_cast<size_t>(c)];
@@ -172,7 +172,10 @@ std::string PlanJson(const proto::PlanProto& plan) {
 std::string PlanTable(const proto::PlanProto& plan) {
   std::string text;
   absl::StrAppendFormat(&text, "model    %s, %s parameters\n", plan.model(), FormatCount(Fact(plan, "parameters")));
-  absl::StrAppendFormat(&text, "shape    batch %d, sequence %d\n", Fact(plan, "batch"), Fact(plan, "sequence"));
+  const int64_t microbatches = Fact(plan, "microbatches");
+  absl::StrAppendFormat(&text, "shape    batch %d%s, sequence %d\n", Fact(plan, "batch"),
+                        microbatches > 0 ? absl::StrFormat(" in %d microbatches", microbatches) : "",
+                        Fact(plan, "sequence"));
   absl::StrAppendFormat(&text, "target   %s\n", plan.target());
   absl::StrAppendFormat(&text, "passes   %s\n", plan.passes());
   absl::StrAppendFormat(&text, "arena    %s (%s bytes), %s\n", FormatBytes(plan.arena_bytes()),

@@ -1,4 +1,5 @@
 // Gradients summed over microbatches.
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <utility>
@@ -98,6 +99,13 @@ absl::Status SeedWithSum(Graph& train, const MeanLoss& loss) {
   return absl::OkStatus();
 }
 
+// The largest power of two up to x, from 1 to 2^24.
+double PowerOfTwo(double x) {
+  double power = 1;
+  while (power * 2 <= std::min(x, 0x1p24)) power *= 2;
+  return power;
+}
+
 absl::StatusOr<Value> AddSum(Module& module, Graph& train, absl::string_view name, const Dims& dims,
                              const Dims& logical_dims) {
   return AddState(
@@ -108,9 +116,18 @@ absl::StatusOr<Value> AddSum(Module& module, Graph& train, absl::string_view nam
 absl::StatusOr<bool> Accumulate(Module& module, const Attrs& options, PassContext&) {
   const int64_t microbatches = options.Int("microbatches");
   Graph& train = *module.FindGraph("train");
-  ASSIGN_OR_RETURN(const MeanLoss loss, FindMeanLoss(train));
-  RETURN_IF_ERROR(SeedWithSum(train, loss));
+  ASSIGN_OR_RETURN(MeanLoss loss, FindMeanLoss(train));
   Builder builder(train);
+  if (train.FindOutput(kScaledLossOutput) != nullptr) {
+    // Gradients of a narrow dtype keep the range that they have in one large batch: sum and count are divided by the
+    // power of two below its number of tokens, which is exact and cancels.
+    const double unit = PowerOfTwo(static_cast<double>(module.fact("batch")) *
+                                   static_cast<double>(module.fact("sequence", 1)) * static_cast<double>(microbatches));
+    loss.sum = builder.Op("scale", {loss.sum}, {{"factor", 1 / unit}}, "loss.sum");
+    loss.count = builder.Op("scale", {loss.count}, {{"factor", 1 / unit}}, "loss.count");
+    RETURN_IF_ERROR(builder.status());
+  }
+  RETURN_IF_ERROR(SeedWithSum(train, loss));
   for (const auto& [name, value] : {std::pair(kAccumulatedLoss, loss.sum), std::pair(kAccumulatedTokens, loss.count)}) {
     ASSIGN_OR_RETURN(const Value sum, AddSum(module, train, name, {}, {}));
     const Value next = builder.Op("add", {sum, value}, {}, name);

@@ -14,7 +14,7 @@ inline constexpr absl::string_view kScaledLossOutput = "scaled_loss";
 inline constexpr absl::string_view kGradientPrefix = "grad.";
 // States of fp16, f32[] and i32[].
 inline constexpr absl::string_view kLossScaleState = "loss_scale", kGoodStepsState = "loss_scale.good_steps";
-// States of accumulate, f32[], beside grad.NAME: sums over the microbatches so far.
+// States of accumulate, f32[], beside grad.NAME: sums over the microbatches so far, all in the same unit.
 inline constexpr absl::string_view kAccumulatedLoss = "accumulated.loss", kAccumulatedTokens = "accumulated.tokens";
 // How many microbatches make up the fact "batch".
 inline constexpr absl::string_view kMicrobatchesFact = "microbatches";

@@ -653,6 +653,21 @@ TEST_F(CorpusTest, EightBitsLearnAsWellAsThirtyTwo) {
   EXPECT_NE(u8_loss, f32_loss);
 }
 
+// The sum over the tokens of a microbatch would pass the range of f16 at the scale that suits a mean.
+TEST_F(CorpusTest, HalfPrecisionAccumulates) {
+  Model model = {.passes = "accumulate:4", .batch = 8, .microbatches = 4, .vocab = vocab_};
+  const std::vector<StepMetrics> f32 = Train(PlanOf(model), 20);
+  model.passes = "fp16,accumulate:4";
+  const std::vector<StepMetrics> f16 = Train(PlanOf(model), 20);
+  ASSERT_EQ(f16.size(), 20u);
+  for (size_t i = 0; i < f16.size(); ++i) {
+    EXPECT_FALSE(f16[i].skipped) << i;
+    EXPECT_EQ(f16[i].loss_scale, 65536.0) << i;
+    EXPECT_NEAR(f16[i].loss, f32[i].loss, 0.01 * f32[i].loss) << i;
+    EXPECT_NEAR(f16[i].grad_norm, f32[i].grad_norm, 0.05 * f32[i].grad_norm) << i;
+  }
+}
+
 TEST_F(CorpusTest, SkippedStepsAreTold) {
   const Model model = {.vocab = vocab_};
   const std::vector<StepMetrics> steps = Train(ScaledPlan(model, 4), 12, kHuge);

@@ -312,6 +312,26 @@ ProgramSummary Summarize(const proto::PlanProto& plan, const proto::ProgramProto
   return summary;
 }
 
+ProgramSummary SummarizeStep(const proto::PlanProto& plan) {
+  ProgramSummary step = Summarize(plan, *MainProgram(plan));
+  const proto::ProgramProto* program = FindProgram(plan, "apply");
+  if (program == nullptr || program == MainProgram(plan)) return step;
+  const auto fact = plan.facts().find("microbatches");
+  const int64_t microbatches = fact == plan.facts().end() ? 1 : std::clamp<int64_t>(fact->second, 1, 1 << 20);
+  const ProgramSummary apply = Summarize(plan, *program);
+  for (int p = 0; p < kNumPhases; ++p) {
+    const PhaseSummary& phase = apply.phases[static_cast<size_t>(p)];
+    if (phase.instructions > 0 && step.phases[static_cast<size_t>(p)].instructions == 0) {
+      step.phases[static_cast<size_t>(p)] = phase;
+    }
+  }
+  // Of numbers from a file: beyond int64 they say nothing.
+  step.flops = CheckedMultiply(step.flops, microbatches).value_or(step.flops) + apply.flops;
+  step.bytes = CheckedMultiply(step.bytes, microbatches).value_or(step.bytes) + apply.bytes;
+  step.instructions += apply.instructions;
+  return step;
+}
+
 std::vector<int> LiveBuffers(const proto::PlanProto& plan, const proto::ProgramProto& program, int instruction) {
   const int index = ProgramIndex(plan, program);
   std::vector<int> live;

@@ -109,6 +109,10 @@ struct ProgramSummary {
 // REQUIRES: a verified plan.
 ProgramSummary Summarize(const proto::PlanProto& plan, const proto::ProgramProto& program);
 
+// Of one optimizer step: the main program, where it accumulates once for each microbatch in FLOPs and bytes, and then
+// "apply", which has the optimizer's phase. REQUIRES: a verified plan with programs.
+ProgramSummary SummarizeStep(const proto::PlanProto& plan);
+
 // The buffers live at an instruction, largest first (ties: by index).
 std::vector<int> LiveBuffers(const proto::PlanProto& plan, const proto::ProgramProto& program, int instruction);
 

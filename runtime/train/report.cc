@@ -61,8 +61,9 @@ std::string StepLine(const StepMetrics& m, int64_t steps, double seconds_left, i
   if (steps > 0) {
     absl::StrAppendFormat(&line, "/%d %.1f%%", steps, 100.0 * static_cast<double>(m.step) / static_cast<double>(steps));
   }
-  absl::StrAppendFormat(&line, " | loss %.4f ppl %.2f | lr %.2e | gnorm %.2f | %s tok/s | %s", m.loss, std::exp(m.loss),
-                        m.lr, m.grad_norm, Rate(m.tokens_per_second), FormatBytes(arena_bytes));
+  const std::string norm = std::isfinite(m.grad_norm) ? absl::StrFormat("%.2f", m.grad_norm) : "inf";
+  absl::StrAppendFormat(&line, " | loss %.4f ppl %.2f | lr %.2e | gnorm %s | %s tok/s | %s", m.loss, std::exp(m.loss),
+                        m.lr, norm, Rate(m.tokens_per_second), FormatBytes(arena_bytes));
   if (m.loss_scale) absl::StrAppendFormat(&line, " | scale %g%s", *m.loss_scale, m.skipped ? ", skipped" : "");
   if (seconds_left >= 0) absl::StrAppend(&line, " | ETA ", FormatDuration(seconds_left));
   return line;
@@ -126,7 +127,7 @@ Json MemoryJson(const Executor& executor, const std::optional<Measurement>& meas
   const proto::ProgramProto* main = MainProgram(plan);
   Json planned = {{"arena_bytes", measurement ? measurement->planned_arena_bytes : plan.arena_bytes()}}, json;
   if (main != nullptr && !measurement) {
-    const ProgramSummary summary = Summarize(plan, *main);
+    const ProgramSummary summary = SummarizeStep(plan);
     for (int p = 0; p < kNumPhases; ++p) {
       planned["by_phase"][std::string(PhaseName(static_cast<Phase>(p)))]["written_bytes"] =
           summary.phases[static_cast<size_t>(p)].written_bytes;
