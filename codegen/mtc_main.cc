@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/algorithm/container.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -173,14 +174,19 @@ absl::StatusOr<Compiled> CompileSpec(const ParsedArgs& args, bool device_code) {
       compiled.answer = FormatChoice(choice, job.options.target, memory->bytes);
     }
   }
+  if (memory) {  // Before anything is dumped or device code is made.
+    ASSIGN_OR_RETURN(std::unique_ptr<Module> module, LoadModule(job));
+    CompileReport report;
+    ASSIGN_OR_RETURN(const proto::PlanProto plan, PassesAndPlan(std::move(module), job.options, report));
+    if (NeededBytes(plan) > memory->bytes) {
+      return DoesNotFit(job, plan, report.step_seconds, memory->bytes, memory->source);
+    }
+  }
   job.options.dump_dir = args.String("dump-dir");
-  ASSIGN_OR_RETURN(std::unique_ptr<Module> module, LoadModule(job));
   job.options.device_code = device_code;
+  ASSIGN_OR_RETURN(std::unique_ptr<Module> module, LoadModule(job));
   ASSIGN_OR_RETURN(compiled.plan, Compile(std::move(module), job.options, &compiled.report));
   for (const std::string& warning : compiled.report.warnings) std::cerr << "warning: " << warning << "\n";
-  if (memory && NeededBytes(compiled.plan) > memory->bytes) {
-    return DoesNotFit(job, compiled.plan, compiled.report.step_seconds, memory->bytes, memory->source);
-  }
   return compiled;
 }
 
@@ -292,6 +298,7 @@ nlohmann::ordered_json FitJson(const Job& job, const Target& target, int64_t mem
           {"target", target.ToString()},
           {"memory_bytes", memory_bytes},
           {"context_bytes", ContextBytes(target)},
+          {"max_sequence", spec.max_sequence()},
           {"rows", rows}};
 }
 
@@ -349,7 +356,10 @@ absl::Status Fit(const ParsedArgs& args) {
             << "memory   " << FormatBytes(*memory)
             << (context > 0 ? absl::StrCat(", of which ", FormatBytes(context), " are the context") : "") << "\n";
   if (job.model.batch) {
-    std::cout << FitTable(answers, FitAxis::kSequence, absl::StrCat("longest at batch ", *job.model.batch));
+    std::cout << FitTable(answers, FitAxis::kSequence, "longest");
+    if (absl::c_any_of(answers, [&](const Answer& a) { return a.fit.largest > spec.max_sequence(); })) {
+      std::cout << "\nlonger than " << spec.max_sequence() << " needs --set max_sequence=T as well\n";
+    }
   } else {
     std::cout << FitTable(answers, FitAxis::kBatch, "batch");
   }
