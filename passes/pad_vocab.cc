@@ -218,7 +218,7 @@ const PassDef kPadVocabPass = {
     .summary =
         "Rows of the embedding and the head to a multiple of 64; the padding is zero, stays zero and is no class.",
     .options = kOptions,
-    .source = "Shoeybi et al., \"Megatron-LM\" (2019), section 3: vocabulary padded for efficient matmuls",
+    .source = "Shoeybi et al., \"Megatron-LM\" (2019), section 5.1: a vocabulary padded for efficient matmuls",
     .tolerance = 1e-6,
     .also_known_as = kAlsoKnownAs,
     .applies = HasOddVocabulary,
