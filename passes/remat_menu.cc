@@ -17,6 +17,8 @@ size_t At(int64_t i) { return static_cast<size_t>(i); }
 
 // How many passes over its bytes a value may cost to count as free: norms, activations and dropout need two to three.
 constexpr double kFreePasses = 4;
+// Subsets x nodes.
+constexpr size_t kMaxWork = size_t{1} << 21;
 
 // A piece of memory in the simulation: a value of the block, kept or recomputed, or a gradient.
 struct Piece {
@@ -313,8 +315,11 @@ class MenuMaker {
     if (!constants.empty()) choices_.push_back(constants);
     std::stable_sort(decided.begin(), decided.end(),
                      [&](int a, int b) { return ResultBytes(forward_[At(a)]) > ResultBytes(forward_[At(b)]); });
+    // A block of very many nodes has fewer choices: the work stays small.
+    size_t limit = kMaxChoices;
+    while (limit > 1 && forward_.size() << limit > kMaxWork) --limit;
     for (const int s : decided) {
-      if (static_cast<int>(choices_.size()) < kMaxChoices) choices_.push_back({s});
+      if (choices_.size() < limit) choices_.push_back({s});
     }
   }
 
