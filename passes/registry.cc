@@ -8,20 +8,28 @@ namespace mt {
 namespace {
 
 // DCE runs after every pass as well. CSE and canonicalize see the module as built and, again, with its gradients.
+// clang-format off
 constexpr const PassDef* kOrder[] = {
-    &kDcePass,       &kCanonicalizePass, &kCsePass,               // As built.
-    &kFlashPass,     &kChunkedLossPass,  &kPadVocabPass,
-    &kTf32Pass,         &kBf16Pass, &kFp16Pass,  // One precision.
+    &kDcePass, &kCanonicalizePass, &kCsePass,      // As built.
+    &kFlashPass, &kChunkedLossPass, &kPadVocabPass,
+    &kTf32Pass, &kBf16Pass, &kFp16Pass,            // One of them.
     &kAccumulatePass,
-    &kAutodiffPass,  &kCanonicalizePass, &kCsePass,               // With gradients.
+    &kAutodiffPass, &kCanonicalizePass, &kCsePass,  // With gradients.
     &kOptimizerPass, &kAdamw8bitPass,
-    &kFusePass,
-    &kRematPass,
+    &kFusePass, &kRematPass,
 };
+// clang-format on
 
 constexpr NamedPipeline kNamed[] = {
     {.name = "default", .target = "cpu", .text = "flash", .summary = "The best known for the CPU."},
-    {.name = "default", .target = "", .text = "", .summary = "The best known for the target."},
+    {.name = "default",
+     .target = "cuda:sm_75",
+     .text = "fp16,flash,chunked_loss,pad_vocab,fuse,remat:free",
+     .summary = "The best known for a GPU without bf16."},
+    {.name = "default",
+     .target = "cuda",
+     .text = "bf16,flash,chunked_loss,pad_vocab,fuse,remat:free",
+     .summary = "The best known for a GPU."},
     {.name = "none", .target = "", .text = "", .summary = "The written-out graph in f32."},
 };
 
