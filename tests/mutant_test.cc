@@ -134,7 +134,8 @@ absl::Status DroppedGrad(GradContext& context) {
 std::vector<std::pair<int, int>> ShiftedInPlace(absl::Span<const TensorType> operands,
                                                 absl::Span<const TensorType> results, const Attrs& attrs) {
   std::vector<std::pair<int, int>> pairs = InPlacePairs(*planted.original, operands, results, attrs);
-  const bool there = planted.to.second < static_cast<int>(operands.size());
+  const bool there =
+      planted.to.second < static_cast<int>(operands.size()) && planted.to.first < static_cast<int>(results.size());
   if (planted.from == planted.to) {
     const bool same_type =
         there && operands[static_cast<size_t>(planted.to.second)] == results[static_cast<size_t>(planted.to.first)];
