@@ -59,7 +59,7 @@ TEST_F(MtlabTest, AKilledSuiteContinues) {
   // Long enough that the second run cannot end between the first one's results and the signal.
   const std::string command = "mtlab run small.textproto --data corpus --steps 400 --out killed";
   const Outcome killed = Run(absl::StrCat(command, " > log 2>&1 & pid=$!\nwhile [ ! -e ", Metrics("killed", "baseline"),
-                                          " ]; do sleep 0.01; done\nkill -9 $pid; wait $pid; echo $?"));
+                                          " ] && kill -0 $pid; do sleep 0.01; done\nkill -9 $pid; wait $pid; echo $?"));
   EXPECT_EQ(killed.out, "137\n");
   EXPECT_FALSE(folder_->Exists(Metrics("killed", "flash_attn")));
   const std::string first = folder_->Read(Metrics("killed", "baseline"));
@@ -82,7 +82,7 @@ TEST_F(MtlabTest, AKilledSuiteContinues) {
   // SIGTERM is passed on: the tool ends as interrupted, and says how to continue.
   const Outcome stopped =
       Run("mtlab run small.textproto --data corpus --steps 100000 --out stopped > log 2> err & pid=$!\n"
-          "while [ ! -e stopped/runs/corpus_baseline/train/metrics.jsonl ]; do sleep 0.01; done\n"
+          "while [ ! -e stopped/runs/corpus_baseline/train/metrics.jsonl ] && kill -0 $pid; do sleep 0.01; done\n"
           "kill -TERM $pid; wait $pid; echo $?; cat err");
   EXPECT_THAT(stopped.out, AllOf(HasSubstr("130\n"), HasSubstr("interrupted"), HasSubstr("continues")));
   EXPECT_FALSE(folder_->Exists(Metrics("stopped", "baseline")));
