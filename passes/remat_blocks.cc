@@ -233,22 +233,27 @@ class BlockFinder {
         }
       }
     }
-    // The backward graph goes through the blocks from the last to the first.
-    int current = static_cast<int>(chain_.blocks.size()) - 1;
+    // The backward graph goes through the blocks from the last to the first. What reads forward values alone may stand
+    // anywhere and says nothing about where it has got to.
+    const int last = static_cast<int>(chain_.blocks.size()) - 1;
+    int current = last;
     for (Node* node : chain_.late) {
       if (node->phase() != Phase::kBackward) continue;
       int reads = -1;
+      bool follows = false;
       for (const Value& operand : node->operands()) {
         const Value root = BehindViews(operand);
+        follows = follows || (!root.node->is_input() && root.node->phase() != Phase::kForward);
         const auto block = chain_.block_of.find(root.node);
         if (block == chain_.block_of.end()) continue;
         // What a block hands on is the next one's.
         const int reader = block->second + (chain_.blocks[At(block->second)].outputs.contains(root) ? 1 : 0);
-        reads = std::max(reads, reader);
+        reads = std::max(reads, std::min(reader, last));
       }
-      if (reads >= 0) current = std::min(current, reads);
-      chain_.blocks[At(current)].backward.push_back(node);
-      chain_.backward_of[node] = current;
+      if (reads >= 0 && follows) current = std::min(current, reads);
+      const int owner = reads >= 0 && !follows ? reads : current;
+      chain_.blocks[At(owner)].backward.push_back(node);
+      chain_.backward_of[node] = owner;
     }
   }
 
