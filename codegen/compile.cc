@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "codegen/peak.h"
+#include "codegen/plan/cuda_code.h"
 #include "codegen/plan/plan.h"
 #include "codegen/plan/plan_verifier.h"
 #include "ir/base/check.h"
@@ -137,6 +138,10 @@ absl::StatusOr<proto::PlanProto> Compile(std::unique_ptr<Module> module, const C
   }
   if (options.device_code && ParseTarget(plan.target())->is_cuda()) {
     RETURN_IF_ERROR(AddCudaCode(plan, options.dump_dir, &report->cuda));
+    const absl::Status code = VerifyCudaCode(plan);
+    if (!code.ok()) {
+      return absl::InternalError(absl::StrCat("the device code of ", plan.model(), " does not hold: ", code.message()));
+    }
     if (!report->cuda.warning.empty()) report->warnings.push_back(report->cuda.warning);
     report->total_seconds += report->cuda.emit_seconds + report->cuda.compile_seconds;
     plan.set_compile_seconds(report->total_seconds);

@@ -8,6 +8,7 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "codegen/plan/cuda_code.h"
 #include "codegen/plan/plan_verifier.h"
 #include "google/protobuf/io/coded_stream.h"
 #include "google/protobuf/io/zero_copy_stream_impl_lite.h"
@@ -409,6 +410,12 @@ std::string PlanText(const proto::PlanProto& plan) {
       if (instruction.recompute()) absl::StrAppend(&out, " recompute");
       if (instruction.workspace() >= 0) absl::StrAppend(&out, " workspace @", instruction.workspace());
       absl::StrAppend(&out, "\n");
+      const int at = ProgramIndex(plan, program);
+      if (at < plan.cuda().programs_size() && i < plan.cuda().programs(at).instructions_size()) {
+        for (const proto::CudaStepProto& step : plan.cuda().programs(at).instructions(i).steps()) {
+          absl::StrAppend(&out, "    ", CudaStepText(step), "\n");
+        }
+      }
     }
     for (const proto::ProgramOutput& output : program.outputs()) {
       absl::StrAppend(&out, "  output ", Quote(output.name()), " %", output.tensor());

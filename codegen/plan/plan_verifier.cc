@@ -10,6 +10,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
+#include "codegen/plan/cuda_code.h"
 #include "codegen/plan/plan.h"
 #include "codegen/plan/resources.h"
 #include "ir/base/status_macros.h"
@@ -59,7 +60,8 @@ class PlanVerifier {
     if (plan_.lower_bound_bytes() != lower_bound) {
       return Bad("lower_bound_bytes is ", plan_.lower_bound_bytes(), "; the programs' largest is ", lower_bound);
     }
-    return CheckProof(plan_.proof(), arena, lower_bound);
+    RETURN_IF_ERROR(CheckProof(plan_.proof(), arena, lower_bound));
+    return VerifyCudaCode(plan_);
   }
 
  private:
