@@ -11,6 +11,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "codegen/cuda/cubin.h"
 #include "codegen/cuda/kernel.h"
 #include "codegen/plan/nvrtc.h"
 #include "ir/attrs.h"
@@ -126,15 +127,32 @@ absl::Status CompileModules(proto::CudaCodeProto& code, const Target& target, st
   return absl::OkStatus();
 }
 
+// Each module's source and cubin, and a table of what its functions take.
 absl::Status Dump(const proto::CudaCodeProto& code, const std::string& folder) {
   RETURN_IF_ERROR(MakeFolder(folder));
+  std::string table = absl::StrFormat("%-6s %-32s %9s %12s %11s %9s\n", "module", "function", "registers",
+                                      "shared_bytes", "stack_bytes", "launches");
+  absl::flat_hash_map<std::string, int> launches;  // "module function" -> how often.
+  for (const proto::CudaProgramProto& program : code.programs()) {
+    for (const proto::CudaInstructionProto& instruction : program.instructions()) {
+      for (const proto::CudaStepProto& step : instruction.steps()) {
+        if (step.has_launch()) ++launches[absl::StrCat(step.launch().module(), " ", step.launch().function())];
+      }
+    }
+  }
   for (int i = 0; i < code.modules_size(); ++i) {
     const proto::CudaModuleProto& module = code.modules(i);
     const std::string name = absl::StrFormat("%s/%03d", folder, i);
     RETURN_IF_ERROR(WriteFile(absl::StrCat(name, ".cu"), module.source()));
-    if (!module.cubin().empty()) RETURN_IF_ERROR(WriteFile(absl::StrCat(name, ".cubin"), module.cubin()));
+    if (module.cubin().empty()) continue;
+    RETURN_IF_ERROR(WriteFile(absl::StrCat(name, ".cubin"), module.cubin()));
+    ASSIGN_OR_RETURN(const std::vector<CubinFunction> functions, CubinFunctions(module.cubin()));
+    for (const CubinFunction& f : functions) {
+      absl::StrAppendFormat(&table, "%03d    %-32s %9d %12d %11d %9d\n", i, f.name, f.registers, f.shared_bytes,
+                            f.stack_bytes, launches[absl::StrCat(i, " ", f.name)]);
+    }
   }
-  return absl::OkStatus();
+  return WriteFile(absl::StrCat(folder, "/kernels.txt"), table);
 }
 
 }  // namespace
