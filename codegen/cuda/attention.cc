@@ -1,4 +1,5 @@
-// Attention. 16-bit operands of common widths on tensor cores (flash.cuh), the rest a warp a row (attention_rows.cuh).
+// Attention. By width and dtype: 16-bit operands on tensor cores (flash.cuh), tiles in f32 (attention_tiles.cuh), and
+// for widths that are no multiple of 16 a warp a row (attention_rows.cuh).
 #include <algorithm>
 #include <string>
 #include <utility>
@@ -6,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "codegen/cuda/kernel.h"
+#include "codegen/cuda/resources.h"
 #include "codegen/cuda/source.h"
 
 namespace mt {
@@ -17,14 +19,22 @@ constexpr int64_t kTile = 64;
 struct Shape {
   Shape(const CudaCall& call, const TensorType& q, const TensorType& k)
       : dtype(q.dtype), batch(q.dim(0)), heads(q.dim(1)), kv_heads(k.dim(1)), length(q.dim(2)), width(q.dim(3)) {
-    on_tensor_cores = dtype != DType::kF32 && call.target.sm >= 80 && width % 16 == 0 && width <= 128;
+    const bool fits_tiles = width % 16 == 0 && width <= 128;
+    const int64_t limit = CudaSharedBytes(call.target) - 1024;  // The kernels have numbers of rows there, too.
+    on_tensor_cores = fits_tiles && dtype != DType::kF32 && call.target.sm >= 80 && FlashBytes(6) <= limit;
+    in_tiles = on_tensor_cores || (fits_tiles && TileBytes(4) <= limit);
   }
   int64_t tiles() const { return CeilDiv(length, kTile); }
-  int64_t shared_bytes(int64_t count) const { return count * kTile * (width + 8) * 2; }
+  // Shared memory for `count` tiles of rows, and, where they are not held in registers, one of weights.
+  int64_t FlashBytes(int64_t count) const { return count * kTile * (width + 8) * 2; }
+  int64_t TileBytes(int64_t count) const { return (count * kTile * (width + 4) + kTile * (kTile + 4)) * 4; }
+  absl::string_view skeleton() const {
+    return on_tensor_cores ? "flash.cuh" : in_tiles ? "attention_tiles.cuh" : "attention_rows.cuh";
+  }
 
   DType dtype;
   int64_t batch, heads, kv_heads, length, width;
-  bool on_tensor_cores;
+  bool in_tiles, on_tensor_cores;
 };
 
 std::string Source(const CudaCall& call, const Shape& shape, bool forward) {
@@ -44,7 +54,7 @@ std::string Source(const CudaCall& call, const Shape& shape, bool forward) {
                       flag("kCausal", attrs.Bool("causal")), flag("kDropout", rate > 0),
                       flag("kBf16", shape.dtype == DType::kBF16), number("kScale", attrs.Double("scale")),
                       number("kRate", rate), number("kKeep", 1.0 / (1.0 - rate)), CudaText("attention_common.cuh"),
-                      CudaText(shape.on_tensor_cores ? "flash.cuh" : "attention_rows.cuh"));
+                      CudaText(shape.skeleton()));
 }
 
 // The random state, or what stands in its place where nothing is dropped.
@@ -55,12 +65,12 @@ absl::Status EmitForward(const CudaCall& call, CudaSteps& steps) {
   CudaLaunch launch{.source = Source(call, shape, /*forward=*/true), .block = {128, 1, 1}};
   launch.arguments = {OperandPlace(0),      OperandPlace(1), OperandPlace(2),
                       RandomState(call, 3), ResultPlace(0),  ResultPlace(1)};
-  if (shape.on_tensor_cores) {
-    launch.function = "mt_flash";
+  launch.function = shape.on_tensor_cores ? "mt_flash" : "mt_attention";
+  if (shape.in_tiles) {
     launch.grid[0] = shape.batch * shape.heads * shape.tiles();
-    launch.shared_bytes = shape.shared_bytes(5);
+    launch.block[0] = shape.on_tensor_cores ? 128 : 256;
+    launch.shared_bytes = shape.on_tensor_cores ? shape.FlashBytes(5) : shape.TileBytes(3);
   } else {
-    launch.function = "mt_attention";
     launch.grid[0] = CeilDiv(shape.batch * shape.heads * shape.length, 4);
   }
   steps.Launch(std::move(launch));
@@ -82,23 +92,25 @@ absl::Status EmitBackward(const CudaCall& call, CudaSteps& steps) {
   CudaLaunch sums{.source = source, .arguments = {dout, out, delta}};
   CudaLaunch dkv{.source = source, .block = {128, 1, 1}, .arguments = with({ResultPlace(1), ResultPlace(2)})};
   CudaLaunch dq{.source = source, .block = {128, 1, 1}, .arguments = with({ResultPlace(0)})};
+  const absl::string_view prefix = shape.on_tensor_cores ? "mt_flash" : "mt_attention";
+  sums.function = absl::StrCat(prefix, "_delta");
+  dkv.function = absl::StrCat(prefix, "_dkv");
+  dq.function = absl::StrCat(prefix, "_dq");
   if (shape.on_tensor_cores) {
     const int64_t threads = shape.width % 64 == 0 ? 8 : shape.width % 32 == 0 ? 4 : 2;
-    sums.function = "mt_flash_delta";
     sums.grid[0] = CeilDiv(queries * threads, 256);
     sums.block[0] = 256;
-    dkv.function = "mt_flash_dkv";
-    dkv.grid[0] = shape.batch * shape.kv_heads * shape.tiles();
-    dq.function = "mt_flash_dq";
-    dq.grid[0] = shape.batch * shape.heads * shape.tiles();
-    dkv.shared_bytes = dq.shared_bytes = shape.shared_bytes(6);
   } else {
-    sums.function = "mt_attention_delta";
     sums.grid[0] = CeilDiv(queries, 4);
     sums.block[0] = 128;
-    dkv.function = "mt_attention_dkv";
+  }
+  if (shape.in_tiles) {
+    dkv.grid[0] = shape.batch * shape.kv_heads * shape.tiles();
+    dq.grid[0] = shape.batch * shape.heads * shape.tiles();
+    dkv.block[0] = dq.block[0] = shape.on_tensor_cores ? 128 : 256;
+    dkv.shared_bytes = dq.shared_bytes = shape.on_tensor_cores ? shape.FlashBytes(6) : shape.TileBytes(4);
+  } else {
     dkv.grid[0] = CeilDiv(keys, 4);
-    dq.function = "mt_attention_dq";
     dq.grid[0] = CeilDiv(queries, 4);
   }
   steps.Launch(std::move(sums));

@@ -125,6 +125,20 @@ int64_t CublasLtWorkspaceBytes(const Target& target) {
   return target.sm >= 90 ? int64_t{32} << 20 : int64_t{4} << 20;
 }
 
+int64_t CudaSharedBytes(const Target& target) {
+  switch (target.sm) {
+    case 75:
+      return int64_t{64} << 10;
+    case 80:
+      return int64_t{163} << 10;
+    case 90:
+    case 100:
+      return int64_t{227} << 10;
+    default:
+      return int64_t{99} << 10;
+  }
+}
+
 CudaChunks CutCudaSum(int64_t length) {
   const int64_t chunk = std::max<int64_t>(32, CeilDiv(length, 256));
   return {.length = chunk, .count = CeilDiv(length, chunk)};

@@ -20,6 +20,9 @@ namespace mt {
 // lie over the same bytes or over whatever else is dead while they run.
 int64_t CublasLtWorkspaceBytes(const Target& target);
 
+// Shared memory that one block may have. NVIDIA, "CUDA C++ Programming Guide", technical specifications.
+int64_t CudaSharedBytes(const Target& target);
+
 // Sums over `length` elements or rows are cut into chunks that blocks sum on their own; the partial sums are added in
 // the order of the chunks. By the length alone, so that a sum has one tree whatever else a shape holds.
 struct CudaChunks {
