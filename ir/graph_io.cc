@@ -127,7 +127,8 @@ class GraphReader {
       absl::StatusOr<TensorType> type = TypeFromProto(input.type());
       if (!type.ok()) return Annotate(type.status(), what);
       const std::optional<Role> role = ParseRole(input.role());
-      if (!role) return Bad(what, ": ", Shown(input.role()), " is no role; known: data step parameter optimizer_state gradient");
+      if (!role)
+        return Bad(what, ": ", Shown(input.role()), " is no role; known: data step parameter optimizer_state gradient");
       ASSIGN_OR_RETURN(const Value value, graph_.AddInput(input.name(), *type, *role));
       nodes_[input.name()] = value.node;
     }

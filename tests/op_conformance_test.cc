@@ -47,9 +47,9 @@ TEST(OpTable, RowsWithoutGradient) {
   EXPECT_THAT(names, ::testing::UnorderedElementsAre(
                          "adam", "adam_step", "adamw", "adamw8bit", "all_gather", "all_reduce",
                          "chunked_loss_bias_grad", "chunked_loss_grad", "clip_scale", "count_labels",
-                         "embedding_backward", "fill", "flash_attention_backward", "fused", "global_norm", "layer_norm_backward",
-                         "loss_scale_step", "reduce_max", "reduce_scatter", "rms_norm_backward", "sinusoid",
-                         "softmax_backward", "softmax_cross_entropy_backward"));
+                         "embedding_backward", "fill", "flash_attention_backward", "fused", "global_norm",
+                         "layer_norm_backward", "loss_scale_step", "reduce_max", "reduce_scatter", "rms_norm_backward",
+                         "sinusoid", "softmax_backward", "softmax_cross_entropy_backward"));
 }
 
 TEST(OpTable, RowsWithoutCpuKernel) {
