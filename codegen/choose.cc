@@ -130,7 +130,9 @@ std::string WithPass(absl::string_view passes, absl::string_view pass) {
 
 absl::StatusOr<std::vector<Candidate>> PlanCandidates(const Job& job, int64_t memory_bytes, bool smallest_sets) {
   ASSIGN_OR_RETURN(const Target target, ParseTarget(job.options.target));
-  ASSIGN_OR_RETURN(const Pipeline pipeline, PipelineOf(job.options));
+  ASSIGN_OR_RETURN(Pipeline pipeline, PipelineOf(job.options));
+  ASSIGN_OR_RETURN(const std::unique_ptr<Module> module, LoadModule(job));
+  pipeline.KeepWhatApplies(*module);
   std::vector<std::string> texts;
   const std::vector<Fix> fixes = Available(pipeline, target, texts, memory_bytes - ContextBytes(target));
   std::vector<Candidate> planned;

@@ -36,7 +36,6 @@ class Fitter {
     ASSIGN_OR_RETURN(const proto::ModelSpec spec, LoadSpec(job_.spec, job_.model));
     max_sequence_ = spec.max_sequence();
     ASSIGN_OR_RETURN(const Pipeline pipeline, PipelineOf(job_.options));
-    result_.passes = pipeline.ToString();
     step_ = axis_ == FitAxis::kBatch ? MicrobatchesOf(pipeline) : 1;
 
     const Point first = Plan(1);
@@ -52,6 +51,7 @@ class Fitter {
       result_.step_seconds = points_.at(fits).step_seconds;
       SetNext(fits + 1, Plan(fits + 1));
     }
+    if (result_.passes.empty()) result_.passes = pipeline.ToString();
     int64_t before = 0;
     for (const auto& [units, point] : points_) {
       if (!point.error.empty()) continue;
@@ -87,7 +87,7 @@ class Fitter {
     return point;
   }
 
-  absl::Status PlanInto(int64_t size, Point& point) const {
+  absl::Status PlanInto(int64_t size, Point& point) {
     Job job = job_;
     if (axis_ == FitAxis::kBatch) {
       job.model.batch = size;
@@ -98,6 +98,7 @@ class Fitter {
     ASSIGN_OR_RETURN(std::unique_ptr<Module> module, LoadModule(job));
     CompileReport report;
     ASSIGN_OR_RETURN(const proto::PlanProto plan, PassesAndPlan(std::move(module), job.options, report));
+    if (result_.passes.empty()) result_.passes = plan.passes();
     point.needs_bytes = NeededBytes(plan);
     point.fixed_bytes = point.needs_bytes - plan.arena_bytes() + plan.persistent_bytes();
     for (const proto::ProgramProto& program : plan.programs()) point.instructions += program.instructions_size();
