@@ -11,8 +11,8 @@ namespace mt {
 // The keys of `mtc inspect --json`. Every number of bytes or of things is an integer.
 //   by_class: aligned bytes live at the instruction that makes the arena as large as it is; they sum to that program's
 //   lower bound. by_phase: of the main program ("train"); live_bytes is the most at one instruction of the phase,
-//   states included; written_bytes are whole granules of the alignment. flops, bytes, instructions, dtypes (bytes of all
-//   buffers), recomputed_ops, recomputed (with seconds at the target's roofline): of one run of the main program.
+//   states included; written_bytes are whole granules of the alignment. flops, bytes, instructions, dtypes (bytes of
+//   all buffers), recomputed_ops, recomputed (with seconds at the target's roofline): of one run of the main program.
 // REQUIRES: a verified plan. The text ends with a line break.
 std::string PlanJson(const proto::PlanProto& plan);
 
