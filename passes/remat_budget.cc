@@ -26,14 +26,17 @@ absl::StatusOr<std::unique_ptr<RematBudget>> RematBudget::Make(const Module& mod
                                                                const Roofline& roofline, const PassContext& context) {
   const auto start = std::chrono::steady_clock::now();
   std::unique_ptr<RematBudget> budget(new RematBudget(module, graph, roofline, context));
+  double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  RETURN_IF_ERROR(budget->PlanNone());
+  const auto restart = std::chrono::steady_clock::now();
   budget->candidates_ = budget->problem_.Candidates();
-  budget->solver_seconds_ = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - restart).count();
+  budget->solver_seconds_ = seconds;
   RETURN_IF_ERROR(budget->Prepare());
   return budget;
 }
 
-absl::Status RematBudget::Prepare() {
-  plans_.resize(candidates_.size());
+absl::Status RematBudget::PlanNone() {
   // The other graphs' part of the arena is the same whatever this one recomputes.
   std::unique_ptr<Module> others = States();
   for (const auto& graph : module_.graphs()) {
@@ -42,10 +45,31 @@ absl::Status RematBudget::Prepare() {
   if (!others->graphs().empty()) {
     ASSIGN_OR_RETURN(others_, context_.plan_memory(*others));
   }
-  ungrouped_ =
-      static_cast<size_t>(std::find_if(candidates_.begin(), candidates_.end(), HasGroups) - candidates_.begin());
-  if (static_cast<int64_t>(ungrouped_) * graph_.num_nodes() > kPlanAllWork) return absl::OkStatus();
-  return PlanAll(0, ungrouped_);
+  candidates_ = {problem_.None()};
+  plans_.resize(1);
+  ASSIGN_OR_RETURN(const MemoryPlan none, PlanOf(0));
+  // Where nothing is recomputed the last block is the peak: what the plan has there beyond the model.
+  const int64_t extra = none.arena_bytes - none.persistent_bytes - candidates_[0].peak_bytes;
+  if (none.arena_bytes > others_.arena_bytes) problem_.set_last_extra_bytes(std::max<int64_t>(extra, 0));
+  return absl::OkStatus();
+}
+
+absl::Status RematBudget::Prepare() {
+  plans_.resize(candidates_.size());  // The first stays planned.
+  const auto end_of_ungrouped = std::find_if(candidates_.begin(), candidates_.end(), HasGroups);
+  ungrouped_ = static_cast<size_t>(end_of_ungrouped - candidates_.begin());
+  if (static_cast<int64_t>(ungrouped_) * graph_.num_nodes() <= kPlanAllWork) return PlanAll(0, ungrouped_);
+  // The last has to be the smallest.
+  constexpr int kMostLeftOut = 4;
+  for (int i = 0; i < kMostLeftOut && ungrouped_ > 1; ++i) {
+    ASSIGN_OR_RETURN(const MemoryPlan last, PlanOf(static_cast<int64_t>(ungrouped_) - 1));
+    ASSIGN_OR_RETURN(const MemoryPlan before, PlanOf(static_cast<int64_t>(ungrouped_) - 2));
+    if (last.arena_bytes < before.arena_bytes) break;
+    --ungrouped_;
+    candidates_.erase(candidates_.begin() + static_cast<int64_t>(ungrouped_));
+    plans_.erase(plans_.begin() + static_cast<int64_t>(ungrouped_));
+  }
+  return absl::OkStatus();
 }
 
 absl::StatusOr<std::optional<RematBudget::Found>> RematBudget::Find(int64_t budget) {

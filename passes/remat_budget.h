@@ -46,6 +46,7 @@ class RematBudget {
       : module_(module), graph_(graph), context_(context), problem_(graph, roofline) {}
 
   std::unique_ptr<Module> States() const;
+  absl::Status PlanNone();
   absl::Status Prepare();
   absl::Status PlanAll(size_t first, size_t last);
   absl::Status PrepareGrouped();
@@ -55,7 +56,7 @@ class RematBudget {
   const Graph& graph_;
   const PassContext& context_;
   PassContext unused_;
-  const RematProblem problem_;
+  RematProblem problem_;
   std::vector<RematChoice> candidates_;
   std::vector<std::optional<MemoryPlan>> plans_;
   MemoryPlan others_;     // Of the module's other graphs: a floor under the arena.

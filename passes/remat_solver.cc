@@ -130,7 +130,7 @@ void RematProblem::SetTotals(Assignment& assignment, absl::Span<const int> group
   for (size_t b = 0; b < n; ++b) {
     const RematOption& option = *assignment.options[b];
     assignment.seconds += option.seconds;
-    assignment.peak_bytes = std::max(assignment.peak_bytes, held + in_group + growth_after_[b] + option.peak_bytes);
+    assignment.peak_bytes = std::max(assignment.peak_bytes, held + in_group + PeakOf(b, option));
     const bool inside = !group.empty() && group[b] > 0 && b + 1 < n && group[b + 1] == group[b];
     if (inside) {
       assignment.seconds += menu(static_cast<int>(b)).forward_seconds;
@@ -192,7 +192,7 @@ void RematProblem::AddByLayerDp(std::vector<Assignment>& found) const {
       for (size_t o = 0; o < options.size(); ++o) {
         const RematOption& option = *options[o];
         next.push_back({.saved = state.saved + option.saved_bytes,
-                        .peak = std::max(state.peak, state.saved + growth_after_[b] + option.peak_bytes),
+                        .peak = std::max(state.peak, state.saved + PeakOf(b, option)),
                         .seconds = state.seconds + option.seconds,
                         .parent = static_cast<int>(s),
                         .option = static_cast<int>(o)});
@@ -294,6 +294,9 @@ std::vector<RematChoice> RematProblem::Candidates() const {
     candidates.push_back(std::move(choice));
   }
   const auto lower = [](const Assignment& a, const Assignment& b) { return a.peak_bytes < b.peak_bytes; };
+  // By the plan, keeping the blocks' inputs alone may be smaller than the model says.
+  const RematChoice full = Full();
+  if (full.seconds > candidates.back().seconds) candidates.push_back(full);
   AddGroups(*std::min_element(found.begin(), found.end(), lower), candidates);
   return candidates;
 }
@@ -312,7 +315,7 @@ void RematProblem::AddGroups(const Assignment& lowest, std::vector<RematChoice>&
   }
   Assignment full{.keep_shared = false};
   for (int b = 0; b < n; ++b) full.options.push_back(&menu(b).full);
-  std::vector<RematChoice> grouped = {Full()};
+  std::vector<RematChoice> grouped;
   const int largest = std::min(count, 2 + 2 * static_cast<int>(std::sqrt(static_cast<double>(count))));
   for (const Assignment* others : {static_cast<const Assignment*>(&full), &lowest}) {
     for (int size = 2; size <= largest; ++size) {
@@ -338,8 +341,10 @@ void RematProblem::AddGroups(const Assignment& lowest, std::vector<RematChoice>&
   }
   std::stable_sort(grouped.begin(), grouped.end(),
                    [](const RematChoice& a, const RematChoice& b) { return a.seconds < b.seconds; });
+  int64_t smallest = std::min(candidates.back().peak_bytes, lowest.peak_bytes);
   for (RematChoice& choice : grouped) {
-    if (choice.peak_bytes >= candidates.back().peak_bytes || choice.seconds <= candidates.back().seconds) continue;
+    if (choice.peak_bytes >= smallest || choice.seconds <= candidates.back().seconds) continue;
+    smallest = choice.peak_bytes;
     candidates.push_back(std::move(choice));
   }
 }
@@ -358,7 +363,7 @@ double RematProblem::LowerBoundSeconds(int64_t peak_bytes) const {
       for (int b = 0; b <= limited; ++b) {
         double least = std::numeric_limits<double>::infinity();
         for (const RematOption& option : menu(b).options) {
-          const int64_t bytes = b < limited ? option.saved_bytes : option.peak_bytes;
+          const int64_t bytes = b < limited ? option.saved_bytes : PeakOf(At(b), option) - growth_after_[At(b)];
           least = std::min(least, option.seconds + price * static_cast<double>(bytes));
         }
         sum += least;

@@ -39,11 +39,14 @@ class RematProblem {
   // Bytes of the gradients that wait for the optimizer when the backward pass of `block` begins.
   int64_t growth_after(int block) const { return growth_after_[static_cast<size_t>(block)]; }
 
+  // What the plan takes at the last block (head and loss) beyond what menus know: workspaces.
+  void set_last_extra_bytes(int64_t bytes) { last_extra_bytes_ = bytes; }
+
   RematChoice None() const;  // Nothing is recomputed.
   RematChoice Free() const;  // Each block's `free`.
   RematChoice Full() const;  // Each block's `full`.
-  // By seconds, ascending, peak_bytes descending; the first is None(). Beyond keeping the inputs of all blocks come
-  // groups. Does not depend on any budget.
+  // By seconds, ascending; the first is None(). peak_bytes fall, but for Full(), behind which come groups. Does not
+  // depend on any budget.
   std::vector<RematChoice> Candidates() const;
   // No choice of the menus without groups and with a peak of at most `peak_bytes` takes fewer seconds: a Lagrangian
   // bound. For tests and benches.
@@ -58,6 +61,10 @@ class RematProblem {
     int64_t peak_bytes = 0;
   };
 
+  // Of the block's backward pass, without what earlier blocks hold.
+  int64_t PeakOf(size_t block, const RematOption& option) const {
+    return growth_after_[block] + option.peak_bytes + (block + 1 == chain_.blocks.size() ? last_extra_bytes_ : 0);
+  }
   // `group` as RematChoice::group; empty: no groups.
   void SetTotals(Assignment& assignment, absl::Span<const int> group) const;
   RematChoice ChoiceOf(Assignment assignment) const;
@@ -72,6 +79,7 @@ class RematProblem {
   RematChain chain_;                   // Of the copy.
   std::vector<RematMenu> menus_;       // By kind.
   std::vector<int64_t> growth_after_;  // By block: gradients that are there when its backward pass begins.
+  int64_t last_extra_bytes_ = 0;
   int64_t shared_bytes_ = 0;
   double shared_seconds_ = 0;
 };
