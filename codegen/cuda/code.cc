@@ -157,21 +157,28 @@ absl::Status Dump(const proto::CudaCodeProto& code, const std::string& folder) {
 
 }  // namespace
 
-absl::Status AddCudaCode(proto::PlanProto& plan, const std::string& dump_dir, CudaCodeReport* report) {
+absl::Status EmitCudaCode(proto::PlanProto& plan, CudaCodeReport* report) {
   ASSIGN_OR_RETURN(const Target target, ParseTarget(plan.target()));
   CHECK(target.is_cuda()) << plan.target();
   const Clock::time_point start = Clock::now();
   CodeWriter writer(plan, target);
   RETURN_IF_ERROR(writer.Emit());
   writer.report.emit_seconds = SecondsSince(start);
-  const Clock::time_point compile_start = Clock::now();
   writer.report.modules = plan.cuda().modules_size();
-  const absl::Status compiled = CompileModules(*plan.mutable_cuda(), target, writer.report.warning);
-  writer.report.compile_seconds = SecondsSince(compile_start);
-  if (!dump_dir.empty()) RETURN_IF_ERROR(Dump(plan.cuda(), absl::StrCat(dump_dir, "/cuda")));
-  RETURN_IF_ERROR(compiled);
   if (report != nullptr) *report = std::move(writer.report);
   return absl::OkStatus();
+}
+
+absl::Status AddCudaCode(proto::PlanProto& plan, const std::string& dump_dir, CudaCodeReport* report) {
+  CudaCodeReport unused;
+  if (report == nullptr) report = &unused;
+  RETURN_IF_ERROR(EmitCudaCode(plan, report));
+  ASSIGN_OR_RETURN(const Target target, ParseTarget(plan.target()));
+  const Clock::time_point start = Clock::now();
+  const absl::Status compiled = CompileModules(*plan.mutable_cuda(), target, report->warning);
+  report->compile_seconds = SecondsSince(start);
+  if (!dump_dir.empty()) RETURN_IF_ERROR(Dump(plan.cuda(), absl::StrCat(dump_dir, "/cuda")));
+  return compiled;
 }
 
 }  // namespace mt

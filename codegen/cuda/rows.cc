@@ -21,7 +21,10 @@ absl::Status EmitNorm(const CudaCall& call, CudaSteps& steps) {
   const int64_t width = call.results[0].dim(-1);
   RegionBuilder b(RowsOf(call.results[0]), width);
   const double inverse = 1.0 / static_cast<double>(width);
-  const auto mean = [&](int value) { return b.Make(Prim::kMul, b.RowSum(value), b.Constant(inverse)); };
+  const auto mean = [&](int value) {
+    const int sum = b.RowSum(value);
+    return b.Make(Prim::kMul, sum, b.Constant(inverse));
+  };
   const int x = b.Load(0), gamma = b.Load(1);
   const int center = centers ? mean(x) : -1;
   const int d = centers ? b.Make(Prim::kSub, x, center) : x;
@@ -40,7 +43,10 @@ absl::Status EmitNormBackward(const CudaCall& call, CudaSteps& steps) {
   const int64_t width = call.results[0].dim(-1);
   RegionBuilder b(RowsOf(call.results[0]), width);
   const double inverse = 1.0 / static_cast<double>(width);
-  const auto mean = [&](int value) { return b.Make(Prim::kMul, b.RowSum(value), b.Constant(inverse)); };
+  const auto mean = [&](int value) {
+    const int sum = b.RowSum(value);
+    return b.Make(Prim::kMul, sum, b.Constant(inverse));
+  };
   const int dy = b.Load(0), x = b.Load(1), gamma = b.Load(2), rstd = b.Row(centers ? 4 : 3);
   const int d = centers ? b.Make(Prim::kSub, x, b.Row(3)) : x;
   const int xhat = b.Make(Prim::kMul, d, rstd), g = b.Make(Prim::kMul, dy, gamma);
