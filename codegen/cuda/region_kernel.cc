@@ -128,7 +128,8 @@ class RegionWriter {
     return false;
   }
 
-  std::string Signature(int64_t threads, bool partial) const {
+  // `blocks`: that a processor shall hold at once, at the price of a few spilled registers.
+  std::string Signature(int64_t threads, bool partial, int64_t blocks = 1) const {
     std::vector<std::string> args;
     for (size_t i = 0; i < call_.operands.size(); ++i) {
       args.push_back(absl::StrCat("const ", CudaType(call_.operands[i].dtype), "* p", i));
@@ -137,8 +138,9 @@ class RegionWriter {
       args.push_back(absl::StrCat(CudaType(call_.results[i].dtype), "* q", i));
     }
     if (partial) args.push_back("float* partial");
-    return absl::StrCat("extern \"C\" __global__ void __launch_bounds__(", threads, ") ", function_, "(",
-                        absl::StrJoin(args, ", "), ") {\n");
+    return absl::StrCat("extern \"C\" __global__ void __launch_bounds__(", threads,
+                        blocks > 1 ? absl::StrCat(", ", blocks) : "", ") ", function_, "(", absl::StrJoin(args, ", "),
+                        ") {\n");
   }
 
   std::string ScalarText(int v) const {
@@ -451,7 +453,7 @@ class RegionWriter {
     }
     const bool one_warp = threads == 32;
     const int64_t block = one_warp ? kBlock : threads, rows = region_.rows;
-    std::string text = Signature(block, count > 0);
+    std::string text = Signature(block, count > 0, one_warp && count > 0 ? 2 : 1);
     const std::string index(index_);
     absl::StrAppend(
         &text, "  ",
