@@ -129,7 +129,9 @@ inline void CheckRowIsComplete(const OpDef& op) {
 inline void CheckReferenceFillsWhatInferSays(const OpDef& op) {
   for (const Prepared& p : PrepareSamples(op)) {
     SCOPED_TRACE(p.what);
-    if (!absl::EndsWith(op.results.back(), "*")) ASSERT_EQ(p.result_types.size(), op.results.size());
+    if (!absl::EndsWith(op.results.back(), "*")) {
+      ASSERT_EQ(p.result_types.size(), op.results.size());
+    }
     std::vector<HostTensor<float>> operands32;
     std::vector<const HostTensor<float>*> pointers32;
     for (const HostTensor<double>& operand : p.operands) {
