@@ -201,7 +201,11 @@ TEST(ScalarTest, TextIsExactBothWays) {
   // Every row's program survives the trip.
   for (const OpDef& op : ElementwiseOps()) {
     for (const OpSample& sample : op.samples()) {
-      const std::string row_text = Linearize(op.expr(sample.attrs)).ToString();
+      std::vector<TensorType> types;
+      for (const SampleOperand& operand : sample.operands) types.push_back(operand.type);
+      Attrs attrs = sample.attrs;
+      ASSERT_OK(InferTypes(op, types, attrs));  // Completes them.
+      const std::string row_text = Linearize(op.expr(attrs)).ToString();
       ASSERT_OK_AND_ASSIGN(const ScalarProgram parsed, ParseScalarProgram(row_text));
       EXPECT_EQ(parsed.ToString(), row_text) << op.name;
     }
@@ -289,7 +293,7 @@ TEST(ElementwiseRowsTest, AdamWFollowsPyTorch) {
     const std::vector<double> operands = {p, m, v, g, lr, b1, b2, eps, wd, c1, c2, gs};
     std::vector<double> results(3);
     EvaluateScalar<double>(
-        Linearize(Find(op).expr({{"decay", decay}})), operands, [](int64_t, uint32_t) { return 0.0; },
+        Linearize(Find(op).expr({{"decay", decay}, {"apply", false}})), operands, [](int64_t, uint32_t) { return 0.0; },
         absl::MakeSpan(results));
     return results;
   };
