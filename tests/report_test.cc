@@ -261,8 +261,12 @@ TEST(ReportTest, TheSnapshotReplaysThePlan) {
     const int64_t address = event["addr"], size = event["size"];
     if (event["action"] == "alloc") {
       const auto next = live.lower_bound(address);
-      if (next != live.end()) ASSERT_LE(address + size, next->first);
-      if (next != live.begin()) ASSERT_LE(std::prev(next)->first + std::prev(next)->second, address);
+      if (next != live.end()) {
+        ASSERT_LE(address + size, next->first);
+      }
+      if (next != live.begin()) {
+        ASSERT_LE(std::prev(next)->first + std::prev(next)->second, address);
+      }
       live[address] = size;
       sum += size;
       most = std::max(most, sum);
