@@ -113,7 +113,7 @@ struct OpDef {
   absl::Span<const absl::string_view> operands;  // Names. A last name ending in "*" is variadic (zero or more), names
                                                  // ending in "?" are present where the bool attribute of that name
                                                  // without "?" is true.
-  absl::Span<const absl::string_view> results;  // Names. A last name ending in "*" is variadic (zero or more).
+  absl::Span<const absl::string_view> results;   // Names. A last name ending in "*" is variadic (zero or more).
   absl::Span<const AttrSpec> attrs = {};
   InferFn infer = nullptr;       // Required.
   GradFn grad = nullptr;         // Null and no expr: not differentiable.

@@ -118,8 +118,8 @@ TEST_P(OpOnCuda, AgreesWithReference) {
       const HostTensor<double> got = ReadTensor(reinterpret_cast<const std::byte*>(at->second.data()), type);
       EXPECT_EQ(got.ints, expected[r].ints) << "result " << r;
       double relative = op.tolerance > 0 ? std::max(op.tolerance, Unit(type.dtype)) : 0;
-      // Tensor cores take what a kernel hands on inside itself (weights of attention, chunks of logits up to 100) in the
-      // type of the operands: the reference holds it in f64.
+      // Tensor cores take what a kernel hands on inside itself (weights of attention, chunks of logits up to 100) in
+      // the type of the operands: the reference holds it in f64.
       if (HandsOn(op)) relative = std::max(relative, 8 * Unit(p.operand_types[0].dtype));
       if (const AttrValue* tf32 = p.attrs.Find("tf32"); tf32 != nullptr && std::get<bool>(*tf32)) relative = 2e-3;
       const double allowed = relative * LargestMagnitude(expected[r].values);
