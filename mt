@@ -157,7 +157,7 @@ verb_lint() {
   need "${PACKAGES[@]}" clang-format
   compile layering_test
   local files
-  mapfile -t files < <(find proto ir passes models codegen runtime tests bench -name '*.h' -o -name '*.cc' | sort)
+  mapfile -t files < <(find proto ir passes models codegen runtime tests bench -name '*.h' -o -name '*.cc' -o -name '*.cuh' | sort)
   echo "+ clang-format --dry-run --Werror (${#files[@]} files, $(clang-format --version | grep -o 'version [0-9.]*'))"
   local status=0
   clang-format --dry-run --Werror "${files[@]}" || status=1

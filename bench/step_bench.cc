@@ -21,12 +21,10 @@
 #include "models/model.h"
 #include "nlohmann/json.hpp"
 #include "runtime/cpu/thread_pool.h"
+#include "runtime/cuda/backend.h"
 #include "runtime/executor.h"
 #include "runtime/measure.h"
 #include "runtime/train/trainer.h"
-#ifdef MT_HAS_CUDA
-#include "runtime/cuda/backend.h"
-#endif
 
 namespace mt {
 namespace {
@@ -79,9 +77,7 @@ absl::StatusOr<Options> Parse(int argc, char** argv) {
 }
 
 absl::StatusOr<std::unique_ptr<Backend>> BackendOf(const Options& options) {
-#ifdef MT_HAS_CUDA
   if (options.target != "cpu") return MakeCudaBackend(0);
-#endif
   return MakeCpuBackend(static_cast<int>(options.threads));
 }
 

@@ -23,16 +23,13 @@
 #include "ir/base/units.h"
 #include "ir/target.h"
 #include "runtime/backend.h"
+#include "runtime/cuda/backend.h"
 #include "runtime/data/corpus.h"
 #include "runtime/executor.h"
 #include "runtime/measure.h"
 #include "runtime/trace.h"
 #include "runtime/train/report.h"
 #include "runtime/train/trainer.h"
-
-#ifdef MT_HAS_CUDA
-#include "runtime/cuda/backend.h"
-#endif
 
 namespace mt {
 namespace {
@@ -350,18 +347,17 @@ absl::StatusOr<std::unique_ptr<Backend>> BackendOf(const proto::PlanProto& plan,
     }
     return MakeCpuBackend(static_cast<int>(args.OptionalInt("threads").value_or(0)));
   }
-#ifdef MT_HAS_CUDA
   if (args.Bool("measure") || args.Has("trace")) {
     return absl::UnimplementedError(absl::StrCat("--", args.Bool("measure") ? "measure" : "trace",
                                                  " reads the arena through the host's pointers, and ", path,
                                                  " is a plan for ", plan.target(), ": leave it out"));
   }
-  return MakeCudaBackend(static_cast<int>(args.OptionalInt("device").value_or(0)));
-#else
-  return absl::UnimplementedError(absl::StrCat(path, " is a plan for ", plan.target(),
-                                               ", and this mtrun was built without CUDA (MT_CUDA); build it where the ",
-                                               "toolkit's headers are, or compile the plan with --target cpu"));
-#endif
+  absl::StatusOr<std::unique_ptr<Backend>> backend =
+      MakeCudaBackend(static_cast<int>(args.OptionalInt("device").value_or(0)));
+  if (!backend.ok()) {
+    return Annotate(backend.status(), absl::StrCat(path, " is a plan for ", plan.target()));
+  }
+  return backend;
 }
 
 // Where a plan does not fit: its peak, and who knows what would.

@@ -209,7 +209,7 @@ TEST(Layering, FormattedByClangFormat14) {
     GTEST_SKIP() << "clang-format 14 is not installed";
   }
   std::string command = absl::StrCat("cd '", MT_SOURCE_DIR, "' && clang-format --dry-run");
-  for (const std::string& file : FilesOf({".h", ".cc"})) absl::StrAppend(&command, " ", file);
+  for (const std::string& file : FilesOf({".h", ".cc", ".cuh"})) absl::StrAppend(&command, " ", file);
   std::set<std::string> unformatted;
   for (const std::string& line : std::vector<std::string>(absl::StrSplit(OutputOf(command), '\n'))) {
     if (absl::StrContains(line, "-Wclang-format-violations")) unformatted.insert(line.substr(0, line.find(':')));

@@ -517,24 +517,34 @@ inline absl::StatusOr<std::vector<std::string>> RunOnBackend(Backend& backend, c
   return results;
 }
 
+// Half a unit in the last place either way where two round differently, relative.
+inline double HalfUnits(DType dtype) {
+  return dtype == DType::kBF16 ? 0x1.01p-8 : dtype == DType::kF16 ? 0x1.01p-11 : 0;
+}
+
+// The results' bytes, as a backend left them, against the f64 reference. `relative`: allowed at least, of the largest
+// element of a result.
+inline void CheckResults(const Prepared& p, const std::vector<std::string>& results, double relative = 0) {
+  const OpDef& op = *p.op;
+  ASSERT_OK_AND_ASSIGN(const auto expected, EvaluateOp<double>(op, p.attrs, p.OperandPointers(), p.result_types));
+  for (size_t r = 0; r < results.size(); ++r) {
+    const TensorType& type = p.result_types[r];
+    const HostTensor<double> got = ReadTensor(reinterpret_cast<const std::byte*>(results[r].data()), type);
+    EXPECT_EQ(got.ints, expected[r].ints) << "result " << r;
+    const double own = op.tolerance > 0 ? std::max(op.tolerance, HalfUnits(type.dtype)) : 0;
+    const double allowed = std::max(own, relative) * LargestMagnitude(expected[r].values);
+    for (size_t i = 0; i < got.values.size(); ++i) {
+      ASSERT_NEAR(got.values[i], expected[r].values[i], allowed) << "result " << r << " element " << i;
+    }
+  }
+}
+
 inline void CheckAgreesWithReference(const OpDef& op) {
   ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Backend> backend, MakeCpuBackend(2));
   for (const Prepared& p : PrepareSamples(op)) {
     SCOPED_TRACE(p.what);
-    ASSERT_OK_AND_ASSIGN(const auto expected, EvaluateOp<double>(op, p.attrs, p.OperandPointers(), p.result_types));
     ASSERT_OK_AND_ASSIGN(const std::vector<std::string> results, RunOnBackend(*backend, p, 0xFF));
-    for (size_t r = 0; r < results.size(); ++r) {
-      const TensorType& type = p.result_types[r];
-      const HostTensor<double> got = ReadTensor(reinterpret_cast<const std::byte*>(results[r].data()), type);
-      EXPECT_EQ(got.ints, expected[r].ints) << "result " << r;
-      // Half a unit in the last place either way where the two round differently.
-      const double unit = type.dtype == DType::kBF16 ? 0x1.01p-8 : type.dtype == DType::kF16 ? 0x1.01p-11 : 0;
-      const double relative = op.tolerance > 0 ? std::max(op.tolerance, unit) : 0;
-      const double allowed = relative * LargestMagnitude(expected[r].values);
-      for (size_t i = 0; i < got.values.size(); ++i) {
-        ASSERT_NEAR(got.values[i], expected[r].values[i], allowed) << "result " << r << " element " << i;
-      }
-    }
+    CheckResults(p, results);
   }
 }
 

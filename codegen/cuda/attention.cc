@@ -54,6 +54,7 @@ std::string Source(const CudaCall& call, const Shape& shape, bool forward) {
                       flag("kCausal", attrs.Bool("causal")), flag("kDropout", rate > 0),
                       flag("kBf16", shape.dtype == DType::kBF16), number("kScale", attrs.Double("scale")),
                       number("kRate", rate), number("kKeep", 1.0 / (1.0 - rate)), CudaText("attention_common.cuh"),
+                      forward || shape.on_tensor_cores ? "" : CudaText("attention_delta.cuh"),
                       CudaText(shape.skeleton()));
 }
 

@@ -28,8 +28,8 @@ __device__ __forceinline__ void StoreRow(const float (&from)[kPart], float facto
 }
 
 #ifdef MT_FORWARD
-extern "C" __global__ void __launch_bounds__(128) mt_attention(const T* q, const T* k, const T* v, const int* rng, T* out,
-                                                               float* lse) {
+extern "C" __global__ void __launch_bounds__(128)
+    mt_attention(const T* q, const T* k, const T* v, const int* rng, T* out, float* lse) {
   __shared__ float held[4][kWidth];
   const u64 row = (u64)blockIdx.x * 4 + threadIdx.x / 32;
   if (row >= kQueries) return;
@@ -61,18 +61,6 @@ extern "C" __global__ void __launch_bounds__(128) mt_attention(const T* q, const
   if (lane == 0) lse[row] = largest + logf(total);
 }
 #else
-// delta[row] = the sum of dout out.
-extern "C" __global__ void __launch_bounds__(128) mt_attention_delta(const T* dout, const T* out, float* delta) {
-  const u64 row = (u64)blockIdx.x * 4 + threadIdx.x / 32;
-  if (row >= kQueries) return;
-  float sum = 0;
-  for (int d = threadIdx.x % 32; d < kWidth; d += 32) {
-    sum = fmaf(ToFloat(dout[row * kWidth + d]), ToFloat(out[row * kWidth + d]), sum);
-  }
-  sum = WarpFold<Sum>(sum);
-  if (threadIdx.x % 32 == 0) delta[row] = sum;
-}
-
 extern "C" __global__ void __launch_bounds__(128)
     mt_attention_dq(const T* dout, const T* q, const T* k, const T* v, const float* lse, const float* delta,
                     const int* rng, T* dq) {

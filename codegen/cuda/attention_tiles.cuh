@@ -108,8 +108,8 @@ __device__ __forceinline__ int EndOfKeyTiles(int first) {
 }
 
 #ifdef MT_FORWARD
-extern "C" __global__ void __launch_bounds__(256) mt_attention(const T* q, const T* k, const T* v, const int* rng, T* out,
-                                                               float* lse) {
+extern "C" __global__ void __launch_bounds__(256)
+    mt_attention(const T* q, const T* k, const T* v, const int* rng, T* out, float* lse) {
   extern __shared__ Bytes16 memory[];
   float *my_q = (float*)memory, *keys = my_q + kTileElements, *values = keys + kTileElements,
         *weights = values + kTileElements;
@@ -165,18 +165,6 @@ extern "C" __global__ void __launch_bounds__(256) mt_attention(const T* q, const
   StoreRows(sums, factor, out + head * kLength * kWidth, first);
 }
 #else
-// delta[row] = the sum of dout out.
-extern "C" __global__ void __launch_bounds__(128) mt_attention_delta(const T* dout, const T* out, float* delta) {
-  const u64 row = (u64)blockIdx.x * 4 + threadIdx.x / 32;
-  if (row >= kQueries) return;
-  float sum = 0;
-  for (int d = threadIdx.x % 32; d < kWidth; d += 32) {
-    sum = fmaf(ToFloat(dout[row * kWidth + d]), ToFloat(out[row * kWidth + d]), sum);
-  }
-  sum = WarpFold<Sum>(sum);
-  if (threadIdx.x % 32 == 0) delta[row] = sum;
-}
-
 extern "C" __global__ void __launch_bounds__(256)
     mt_attention_dq(const T* dout, const T* q, const T* k, const T* v, const float* lse, const float* delta,
                     const int* rng, T* dq) {

@@ -62,10 +62,9 @@ std::vector<int64_t> StridesOf(absl::Span<const int64_t> dims) {
   return strides;
 }
 
-// y[i...] = x[sum of strides i]: dims and strides of the result, in elements of `bytes`.
-void EmitStrided(absl::string_view op, int64_t bytes, std::vector<int64_t> dims, std::vector<int64_t> strides,
-                 CudaSteps& steps) {
-  // Dimensions that follow one another in both are one.
+// Without dimensions of 1, and with those merged that follow one another in both layouts.
+std::pair<std::vector<int64_t>, std::vector<int64_t>> MergeDims(absl::Span<const int64_t> dims,
+                                                                absl::Span<const int64_t> strides) {
   std::vector<int64_t> d, s;
   for (size_t i = 0; i < dims.size(); ++i) {
     if (dims[i] == 1) continue;
@@ -77,6 +76,13 @@ void EmitStrided(absl::string_view op, int64_t bytes, std::vector<int64_t> dims,
       s.push_back(strides[i]);
     }
   }
+  return {d, s};
+}
+
+// y[i...] = x[sum of strides i]: dims and strides of the result, in elements of `bytes`.
+void EmitStrided(absl::string_view op, int64_t bytes, std::vector<int64_t> dims, std::vector<int64_t> strides,
+                 CudaSteps& steps) {
+  auto [d, s] = MergeDims(dims, strides);
   if (d.empty()) {
     d.push_back(1);
     s.push_back(1);
@@ -138,18 +144,7 @@ absl::Status EmitTranspose(const CudaCall& call, CudaSteps& steps) {
     dims.push_back(x.dim(p));
     strides.push_back(from[static_cast<size_t>(p)]);
   }
-  // Without dimensions of 1, and with those merged that follow one another in both.
-  std::vector<int64_t> d, s;
-  for (size_t i = 0; i < dims.size(); ++i) {
-    if (dims[i] == 1) continue;
-    if (!d.empty() && s.back() == strides[i] * dims[i]) {
-      d.back() *= dims[i];
-      s.back() = strides[i];
-    } else {
-      d.push_back(dims[i]);
-      s.push_back(strides[i]);
-    }
-  }
+  auto [d, s] = MergeDims(dims, strides);
   if (d.empty() || s.back() == 1) {
     EmitStrided("transpose", ByteSize(x.dtype), d, s, steps);
   } else {

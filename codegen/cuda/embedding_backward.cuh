@@ -1,7 +1,8 @@
 // dtable[v] = sum of dy[i] over the i with ids[i] = v, in the order given, + accumulator. A block sums kChunk positions
 // of the order, which is sorted by id; what goes on in another chunk is left as a partial sum: slot 0 of a chunk what
 // began before it, slot 1 what begins in it. The second kernel puts those together.
-// Constants before this text: T (of dy), R (of the results), kPositions, kWidth, kChunk, kVector, kThreads, kAccumulate.
+// Constants before this text: T (of dy), R (of the results), kPositions, kWidth, kChunk, kVector, kThreads,
+// kAccumulate.
 __device__ __forceinline__ void AddTo(R* to, const R* accumulator, u64 at, float (&sum)[kVector]) {
   if (kAccumulate) {
     float old[kVector];
@@ -12,9 +13,8 @@ __device__ __forceinline__ void AddTo(R* to, const R* accumulator, u64 at, float
   Store<kVector>(to + at, sum);
 }
 
-extern "C" __global__ void __launch_bounds__(kThreads) mt_embedding_backward(const T* dy, const int* ids,
-                                                                             const int* order, const R* accumulator,
-                                                                             R* to, float* partial) {
+extern "C" __global__ void __launch_bounds__(kThreads)
+    mt_embedding_backward(const T* dy, const int* ids, const int* order, const R* accumulator, R* to, float* partial) {
   __shared__ int positions[kChunk];
   __shared__ int values[kChunk + 2];  // One before, one after; -1: none.
   const i64 first = (i64)blockIdx.x * kChunk;
@@ -62,9 +62,8 @@ extern "C" __global__ void __launch_bounds__(kThreads) mt_embedding_backward(con
   }
 }
 
-extern "C" __global__ void __launch_bounds__(kThreads) mt_embedding_join(const int* ids, const int* order,
-                                                                         const float* partial, const R* accumulator,
-                                                                         R* to) {
+extern "C" __global__ void __launch_bounds__(kThreads)
+    mt_embedding_join(const int* ids, const int* order, const float* partial, const R* accumulator, R* to) {
   const auto id_at = [&](i64 at) { return ids[order[at]]; };
   i64 chunk = blockIdx.x;
   const i64 next = (chunk + 1) * kChunk;

@@ -139,16 +139,18 @@ absl::Status EmitFused(const CudaCall& call, CudaSteps& steps) {
   return EmitRegion(call, *region, steps);
 }
 
+constexpr CudaEmitter kRegionEmitters[] = {{"fused", EmitFused}};
+absl::Span<const CudaEmitter> RegionEmitters() { return kRegionEmitters; }
+
 }  // namespace
 
 absl::StatusOr<CudaSteps> EmitCuda(const CudaCall& call) {
   CudaSteps steps;
   if (call.op->is_view) return steps;
   CudaEmitFn emit = call.op->is_element_wise() ? EmitElementWise : nullptr;
-  if (call.op->name == "fused") emit = EmitFused;
   using Family = absl::Span<const CudaEmitter> (*)();
-  constexpr Family kFamilies[] = {CudaMatmulEmitters, CudaRowEmitters, CudaDataEmitters, CudaAttentionEmitters,
-                                  CudaOptimizerEmitters};
+  constexpr Family kFamilies[] = {RegionEmitters,   CudaMatmulEmitters,    CudaRowEmitters,
+                                  CudaDataEmitters, CudaAttentionEmitters, CudaOptimizerEmitters};
   for (const Family family : kFamilies) {
     for (const CudaEmitter& emitter : family()) {
       if (emitter.op == call.op->name) emit = emitter.emit;

@@ -1,7 +1,7 @@
 // Attention of 16-bit operands on tensor cores (mma.sync m16n8k16), 64 queries by 64 keys at a time, four warps of 16
-// rows; Dao, "FlashAttention-2" (2023), algorithms 1 and 2. The backward computes the scores twice, once for dq and once
-// for dk and dv, so that each result is summed in one block's registers, in one order. Widths 16 to 128, multiples of 16.
-// Constants before this text, beside those of attention_common.cuh: kBatch; kBf16.
+// rows; Dao, "FlashAttention-2" (2023), algorithms 1 and 2. The backward computes the scores twice, once for dq and
+// once for dk and dv, so that each result is summed in one block's registers, in one order. Widths 16 to 128, multiples
+// of 16. Constants before this text, beside those of attention_common.cuh: kBatch; kBf16.
 constexpr int kTile = 64, kTiles = (kLength + kTile - 1) / kTile;
 constexpr int kStride = kWidth + 8;  // Of a row in shared memory: rows of a matrix lie in different banks.
 constexpr int kTileElements = kTile * kStride;
@@ -52,10 +52,11 @@ __device__ __forceinline__ void LoadTransposed(u32 (&to)[4], u32 address) {
                : "memory");
 }
 __device__ __forceinline__ void Multiply(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-#define MT_MMA(type)                                                                                         \
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "  \
-               "{%8,%9}, {%0,%1,%2,%3};\n"                                                                   \
-               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                              \
+#define MT_MMA(type)                                                  \
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type \
+               ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "                  \
+               "{%8,%9}, {%0,%1,%2,%3};\n"                            \
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])       \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1))
   if (kBf16) {
     MT_MMA("bf16");
@@ -105,10 +106,10 @@ __device__ __forceinline__ void AddWeighted(const float (&p)[8][4], const T* b, 
     }
   }
 }
-// The warp's 16 rows, times `upper` (rows 0-7) or `lower`, to rows first ... of a head, by way of `tile`, which no other
-// warp touches there.
-__device__ __forceinline__ void StoreRows(const float (&sums)[2 * kDepth][4], float upper, float lower, T* tile, T* head,
-                                          int first) {
+// The warp's 16 rows, times `upper` (rows 0-7) or `lower`, to rows first ... of a head, by way of `tile`, which no
+// other warp touches there.
+__device__ __forceinline__ void StoreRows(const float (&sums)[2 * kDepth][4], float upper, float lower, T* tile,
+                                          T* head, int first) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   T* rows = tile + warp * 16 * kStride;
 #pragma unroll
@@ -121,7 +122,8 @@ __device__ __forceinline__ void StoreRows(const float (&sums)[2 * kDepth][4], fl
 #pragma unroll
   for (int i = lane; i < 16 * kUnits; i += 32) {
     const int row = i / kUnits, unit = i % kUnits, at = first + warp * 16 + row;
-    if (at < kLength) *(Bytes16*)(head + (u64)at * kWidth + unit * 8) = *(const Bytes16*)(rows + row * kStride + unit * 8);
+    if (at < kLength)
+      *(Bytes16*)(head + (u64)at * kWidth + unit * 8) = *(const Bytes16*)(rows + row * kStride + unit * 8);
   }
 }
 
@@ -137,8 +139,8 @@ __device__ __forceinline__ bool SeesAll(int query, int key) {
 }
 
 #ifdef MT_FORWARD
-extern "C" __global__ void __launch_bounds__(128) mt_flash(const T* q, const T* k, const T* v, const int* rng, T* out,
-                                                           float* lse) {
+extern "C" __global__ void __launch_bounds__(128)
+    mt_flash(const T* q, const T* k, const T* v, const int* rng, T* out, float* lse) {
   extern __shared__ Bytes16 memory[];
   T* tiles = (T*)memory;
   T* my_q = tiles;
@@ -311,8 +313,8 @@ extern "C" __global__ void __launch_bounds__(128)
 }
 
 extern "C" __global__ void __launch_bounds__(128)
-    mt_flash_dkv(const T* dout, const T* q, const T* k, const T* v, const float* lse, const float* delta, const int* rng,
-                 T* dk, T* dv) {
+    mt_flash_dkv(const T* dout, const T* q, const T* k, const T* v, const float* lse, const float* delta,
+                 const int* rng, T* dk, T* dv) {
   extern __shared__ Bytes16 memory[];
   __shared__ float row_lse[2][kTile], row_delta[2][kTile];
   T* tiles = (T*)memory;

@@ -11,7 +11,8 @@ __device__ __forceinline__ double BlockSum(double x) {
   return shared[0];
 }
 
-// This thread's part of chunk `chunk` of the n elements at x: vectors of 8 in turn, summed in f32 by place in the vector.
+// This thread's part of chunk `chunk` of the n elements at x: vectors of 8 in turn, summed in f32 by place in the
+// vector.
 template <typename T>
 __device__ __forceinline__ double SumSquares(const T* x, u64 n, u32 chunk) {
   const u64 first = (u64)chunk * kChunk, end = first + kChunk, last = end < n ? end : n;

@@ -1,7 +1,7 @@
 // Softmax cross entropy over rows of logits, kThreads threads a row: the log-sum-exp and the loss of each row, and,
 // where MT_BACKWARD, the gradient dloss (softmax - [label]) over the logits.
-// Constants before this text: T, kRows, kColumns, kClasses, kThreads, kBlock, kVector; Bias, the dtype of a bias that is
-// added to every row, where MT_BIAS. A row whose label is negative has no loss and no gradient.
+// Constants before this text: T, kRows, kColumns, kClasses, kThreads, kBlock, kVector; Bias, the dtype of a bias that
+// is added to every row, where MT_BIAS. A row whose label is negative has no loss and no gradient.
 __device__ __forceinline__ void LoadLogits(const T* x, const void* bias, int c, float (&to)[kVector]) {
   Load<kVector, false>(x + c, to);
 #ifdef MT_BIAS
@@ -74,23 +74,23 @@ __device__ __forceinline__ void LossRow(T* x, const int* labels, const float* dl
 }
 
 #if defined(MT_BIAS) && defined(MT_BACKWARD)
-extern "C" __global__ void __launch_bounds__(kBlock) mt_loss_rows(T* x, const int* labels, float* losses,
-                                                                  const float* dloss, const void* bias) {
+extern "C" __global__ void __launch_bounds__(kBlock)
+    mt_loss_rows(T* x, const int* labels, float* losses, const float* dloss, const void* bias) {
   LossRow(x, labels, dloss, bias, nullptr, losses);
 }
 #elif defined(MT_BACKWARD)
-extern "C" __global__ void __launch_bounds__(kBlock) mt_loss_rows(T* x, const int* labels, float* losses,
-                                                                  const float* dloss) {
+extern "C" __global__ void __launch_bounds__(kBlock)
+    mt_loss_rows(T* x, const int* labels, float* losses, const float* dloss) {
   LossRow(x, labels, dloss, nullptr, nullptr, losses);
 }
 #elif defined(MT_BIAS)
-extern "C" __global__ void __launch_bounds__(kBlock) mt_loss_rows(T* x, const int* labels, float* losses,
-                                                                  const void* bias) {
+extern "C" __global__ void __launch_bounds__(kBlock)
+    mt_loss_rows(T* x, const int* labels, float* losses, const void* bias) {
   LossRow(x, labels, nullptr, bias, nullptr, losses);
 }
 #elif defined(MT_LOG_SUMS)
-extern "C" __global__ void __launch_bounds__(kBlock) mt_loss_rows(T* x, const int* labels, float* losses,
-                                                                  float* log_sums) {
+extern "C" __global__ void __launch_bounds__(kBlock)
+    mt_loss_rows(T* x, const int* labels, float* losses, float* log_sums) {
   LossRow(x, labels, nullptr, nullptr, log_sums, losses);
 }
 #else

@@ -1,7 +1,7 @@
 // dlogits = dloss (exp(logits - lse) - [label]); 0 in rows without a label and in columns that are no class.
 // Constants before this text: T, kRows, kColumns, kClasses, kVector, kTiles: blocks of 256 vectors a row.
-extern "C" __global__ void __launch_bounds__(256) mt_loss_backward(const float* dloss, const T* logits,
-                                                                   const int* labels, const float* log_sums, T* to) {
+extern "C" __global__ void __launch_bounds__(256)
+    mt_loss_backward(const float* dloss, const T* logits, const int* labels, const float* log_sums, T* to) {
   const u64 row = blockIdx.x / kTiles;
   const int c = (int)(blockIdx.x % kTiles * 256 + threadIdx.x) * kVector;
   if (c >= kColumns) return;

@@ -186,8 +186,8 @@ __device__ __forceinline__ uint4 Philox(u32 k0, u32 k1, u32 c0, u32 c1, u32 c2, 
 }
 __device__ __forceinline__ float UniformFromBits(u32 bits) { return (float)(bits >> 8) * 5.9604644775390625e-08f; }
 
-// Numbers for `N` elements from `element` of sample `sample`; rng: seed low, seed high, step, first sample. Where N is a
-// multiple of 4, so is `element`.
+// Numbers for `N` elements from `element` of sample `sample`; rng: seed low, seed high, step, first sample. Where N is
+// a multiple of 4, so is `element`.
 template <int N>
 __device__ __forceinline__ void Uniforms(const int* rng, u32 key, u64 sample, u64 element, float (&to)[N]) {
   const u32 k0 = (u32)rng[0], k1 = (u32)rng[1], step = (u32)rng[2], at = (u32)rng[3] + (u32)sample;

@@ -1,8 +1,8 @@
-// Folds x over some of its dimensions. Chunk c of the reduced positions [c kLength, (c + 1) kLength) is dealt to 8 lanes
-// in turn, the lanes are added in order, and the chunks of a result are dealt to 16 lanes that are added in order: the
-// tree of the column sums of a region.
-// Constants before this text: T, Op, kKept, kReduced, kLength, kCount, kDivides, kDivisor; KeptPlace(k) and
-// ReducedPlace(r), whose sum is where an element is. MT_WIDE: a block goes through all chunks, which need no workspace.
+// Folds x over some of its dimensions. Chunk c of the reduced positions [c kLength, (c + 1) kLength) is dealt to 8
+// lanes in turn, the lanes are added in order, and the chunks of a result are dealt to 16 lanes that are added in
+// order: the tree of the column sums of a region. Constants before this text: T, Op, kKept, kReduced, kLength, kCount,
+// kDivides, kDivisor; KeptPlace(k) and ReducedPlace(r), whose sum is where an element is. MT_WIDE: a block goes through
+// all chunks, which need no workspace.
 constexpr u32 kRowLanes = 8, kChunkLanes = 16;
 
 // The chunk's sum for column x of the block, in the threads of lane 0.

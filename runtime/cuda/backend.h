@@ -2,7 +2,6 @@
 #ifndef MT_RUNTIME_CUDA_BACKEND_H_
 #define MT_RUNTIME_CUDA_BACKEND_H_
 
-#include <cstdint>
 #include <memory>
 #include <string>
 
@@ -15,11 +14,9 @@ struct CudaDeviceInfo {
   int index = 0;
   std::string name = {};  // "NVIDIA H200"
   int sm = 0;             // Compute capability times 10: 90.
-  int64_t memory_bytes = 0;
-  int multiprocessors = 0;
 };
 // Errors: FailedPrecondition (no driver, no device), InvalidArgument for a number that no device has (says how many
-// there are).
+// there are), Unimplemented (built without CUDA).
 absl::StatusOr<CudaDeviceInfo> DescribeCudaDevice(int index);
 
 // Opens device `index`. Errors: FailedPrecondition (no driver, no device, no cuBLASLt), InvalidArgument (no such

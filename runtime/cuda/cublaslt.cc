@@ -17,7 +17,6 @@ namespace {
 #define MT_CUBLASLT_FUNCTIONS(X)          \
   X(cublasLtCreate)                       \
   X(cublasLtDestroy)                      \
-  X(cublasLtGetVersion)                   \
   X(cublasLtGetStatusString)              \
   X(cublasLtMatmul)                       \
   X(cublasLtMatmulDescCreate)             \
@@ -216,7 +215,6 @@ class CublasLtLibrary : public CublasLt {
     RETURN_IF_ERROR(bound->Create(matmul, pointers, stream));
     return Thunk([bound = std::move(bound)] { bound->Run(); });
   }
-  int version() const override { return static_cast<int>(library_.cublasLtGetVersion()); }
 
  private:
   const Library& library_;

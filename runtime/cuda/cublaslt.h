@@ -25,7 +25,6 @@ class CublasLt {
   // Errors: InvalidArgument (dtype), Unimplemented (the library has no algorithm; names the problem).
   virtual absl::StatusOr<Thunk> Bind(const proto::CudaMatmulProto& matmul, const CudaMatmulPointers& pointers,
                                      CUstream stream) = 0;
-  virtual int version() const = 0;  // 130000
 };
 
 // For the current context. Errors: FailedPrecondition where libcublasLt cannot be loaded.

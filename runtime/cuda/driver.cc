@@ -83,13 +83,9 @@ absl::StatusOr<CudaDeviceInfo> DescribeCudaDevice(int index) {
   char name[256] = {};
   RETURN_IF_ERROR(CudaStatus(*driver, driver->cuDeviceGetName(name, sizeof(name) - 1, device), "naming the device"));
   info.name = name;
-  size_t bytes = 0;
-  RETURN_IF_ERROR(CudaStatus(*driver, driver->cuDeviceTotalMem(&bytes, device), "measuring the device"));
-  info.memory_bytes = static_cast<int64_t>(bytes);
   int major = 0, minor = 0;
   for (const auto& [attribute, value] : {std::pair(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, &major),
-                                         std::pair(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, &minor),
-                                         std::pair(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, &info.multiprocessors)}) {
+                                         std::pair(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, &minor)}) {
     RETURN_IF_ERROR(
         CudaStatus(*driver, driver->cuDeviceGetAttribute(value, attribute, device), "asking the device what it is"));
   }

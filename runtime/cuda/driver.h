@@ -13,14 +13,12 @@ namespace mt {
 // The driver's entry points that we use, under their own names (cuda.h maps some to versions of themselves).
 #define MT_CUDA_DRIVER_FUNCTIONS(X) \
   X(cuInit)                         \
-  X(cuDriverGetVersion)             \
   X(cuGetErrorName)                 \
   X(cuGetErrorString)               \
   X(cuDeviceGet)                    \
   X(cuDeviceGetCount)               \
   X(cuDeviceGetName)                \
   X(cuDeviceGetAttribute)           \
-  X(cuDeviceTotalMem)               \
   X(cuDevicePrimaryCtxRetain)       \
   X(cuDevicePrimaryCtxRelease)      \
   X(cuCtxSetCurrent)                \
@@ -45,13 +43,7 @@ namespace mt {
   X(cuModuleUnload)                 \
   X(cuModuleGetFunction)            \
   X(cuFuncSetAttribute)             \
-  X(cuLaunchKernel)                 \
-  X(cuEventCreate)                  \
-  X(cuEventRecord)                  \
-  X(cuEventSynchronize)             \
-  X(cuEventElapsedTime)             \
-  X(cuEventDestroy)
-
+  X(cuLaunchKernel)
 struct CudaDriver {
 #define MT_DECLARE(name) decltype(&::name) name = nullptr;
   MT_CUDA_DRIVER_FUNCTIONS(MT_DECLARE)
