@@ -2,6 +2,7 @@
 """Training steps on the CPU beside PyTorch: same model, batch, threads; ours and the peer alternate in one run.
 
   python3 bench/steps.py --bin build/bin [--models tiny_char,lab4] [--batch 4] [--threads N] [--rounds 3] [--out FILE]
+                         [--passes "flash;flash,fuse"]
 
 Needs a Python with a current torch (pip install torch). A JSON line for each measurement, then one table: the speed ratio
 (torch's step time over ours) and the ratio of peak resident memory, each from the median of the rounds. Parameter counts
@@ -101,7 +102,7 @@ def main():
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--passes", default="default")
+    parser.add_argument("--passes", default="default", help="our pipelines, separated by semicolons")
     parser.add_argument("--modes", default="eager_math,eager,compile", help="of torch")
     parser.add_argument("--out", help="appends the JSON lines to this file")
     parser.add_argument("--torch-side", help=argparse.SUPPRESS)
@@ -120,25 +121,30 @@ def main():
 
     rows = []
     for model in args.models.split(","):
-        ours, peers = [], {mode: [] for mode in args.modes.split(",")}
+        ours, peers = {passes: [] for passes in args.passes.split(";")}, {mode: [] for mode in args.modes.split(",")}
         for _ in range(args.rounds):
-            ours.append(measure([os.path.join(args.bin, "step_bench"), model, f"--batch={args.batch}",
-                                 f"--threads={args.threads}", f"--steps={args.steps}", f"--passes={args.passes}"],
-                                args.threads))
-            note(ours[-1])
+            for passes in ours:
+                ours[passes].append(measure([os.path.join(args.bin, "step_bench"), model, f"--batch={args.batch}",
+                                             f"--threads={args.threads}", f"--steps={args.steps}", f"--passes={passes}"],
+                                            args.threads))
+                note(ours[passes][-1])
+            parameters = ours[passes][-1]["params"]
             for mode in peers:
                 peers[mode].append(measure([sys.executable, os.path.abspath(__file__), "--torch-side", mode, "--models", model,
                                             "--batch", str(args.batch), "--threads", str(args.threads), "--steps",
                                             str(args.steps)], args.threads))
                 note(peers[mode][-1])
-                if peers[mode][-1]["params"] != ours[-1]["params"]:
-                    sys.exit(f"error: {model}: {peers[mode][-1]['params']} parameters in torch, {ours[-1]['params']} here")
+                if peers[mode][-1]["params"] != parameters:
+                    sys.exit(f"error: {model}: {peers[mode][-1]['params']} parameters in torch, {parameters} here")
         median = lambda runs, key: statistics.median(run[key] for run in runs)
-        for mode, runs in peers.items():
-            rows.append(f"{model:10} {mode:11} {median(runs, 'step_ms'):9.1f} {median(ours, 'step_ms'):9.1f} "
-                        f"{median(runs, 'step_ms') / median(ours, 'step_ms'):7.2f} {median(runs, 'peak_rss_mib'):9.0f} "
-                        f"{median(ours, 'peak_rss_mib'):9.0f} {median(ours, 'peak_rss_mib') / median(runs, 'peak_rss_mib'):7.2f}")
-    print(f"{'model':10} {'torch':11} {'its ms':>9} {'our ms':>9} {'speed':>7} {'its MiB':>9} {'our MiB':>9} {'memory':>7}")
+        for passes, runs in ours.items():
+            ms, mib = median(runs, "step_ms"), median(runs, "peak_rss_mib")
+            for mode, its in peers.items():
+                its_ms, its_mib = median(its, "step_ms"), median(its, "peak_rss_mib")
+                rows.append(f"{model:10} {passes:26} {mode:11} {its_ms:9.1f} {ms:9.1f} {its_ms / ms:7.2f} {its_mib:9.0f} "
+                            f"{mib:9.0f} {mib / its_mib:7.2f}")
+    print(f"{'model':10} {'our passes':26} {'torch':11} {'its ms':>9} {'our ms':>9} {'speed':>7} {'its MiB':>9} "
+          f"{'our MiB':>9} {'memory':>7}")
     print("\n".join(rows))
 
 
