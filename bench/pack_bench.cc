@@ -23,7 +23,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
 #include "bench/pack_synthetic.h"
-#include "codegen/arena_packer.h"
+#include "codegen/memory/arena_packer.h"
 #include "ir/base/file.h"
 #include "ir/base/status_macros.h"
 

@@ -7,7 +7,7 @@
 #include <functional>
 #include <vector>
 
-#include "codegen/arena_packer.h"
+#include "codegen/memory/arena_packer.h"
 
 namespace mt {
 

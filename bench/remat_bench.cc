@@ -26,7 +26,7 @@
 #include "models/model.h"
 #include "nlohmann/json.hpp"
 #include "passes/pass_manager.h"
-#include "passes/remat_budget.h"
+#include "passes/remat/budget.h"
 
 namespace mt {
 namespace {

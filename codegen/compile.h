@@ -10,8 +10,8 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "codegen/buffer_assignment.h"
 #include "codegen/cuda/code.h"
+#include "codegen/memory/buffer_assignment.h"
 #include "ir/graph.h"
 #include "passes/pass.h"
 #include "passes/pass_manager.h"

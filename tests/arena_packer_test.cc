@@ -1,4 +1,4 @@
-#include "codegen/arena_packer.h"
+#include "codegen/memory/arena_packer.h"
 
 #include <algorithm>
 #include <limits>
@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "bench/pack_synthetic.h"
-#include "codegen/arena_search.h"
+#include "codegen/memory/arena_search.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/test_util.h"

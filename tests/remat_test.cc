@@ -28,7 +28,7 @@
 #include "models/model.h"
 #include "passes/pass_manager.h"
 #include "passes/registry.h"
-#include "passes/remat_budget.h"
+#include "passes/remat/budget.h"
 #include "tests/small_modules.h"
 #include "tests/small_runs.h"
 #include "tests/test_util.h"

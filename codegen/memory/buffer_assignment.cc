@@ -1,4 +1,4 @@
-#include "codegen/buffer_assignment.h"
+#include "codegen/memory/buffer_assignment.h"
 
 #include <algorithm>
 #include <chrono>
@@ -8,9 +8,9 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
+#include "codegen/memory/schedule.h"
 #include "codegen/plan/plan.h"
 #include "codegen/plan/resources.h"
-#include "codegen/schedule.h"
 #include "ir/base/check.h"
 #include "ir/base/status_macros.h"
 #include "ir/cost.h"

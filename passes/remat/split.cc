@@ -1,4 +1,4 @@
-#include "passes/remat_split.h"
+#include "passes/remat/split.h"
 
 #include <algorithm>
 #include <memory>

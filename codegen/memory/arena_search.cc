@@ -1,4 +1,4 @@
-#include "codegen/arena_search.h"
+#include "codegen/memory/arena_search.h"
 
 #include <algorithm>
 #include <array>

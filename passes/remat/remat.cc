@@ -7,8 +7,8 @@
 #include "ir/base/status_macros.h"
 #include "ir/base/units.h"
 #include "passes/registry.h"
-#include "passes/remat_budget.h"
-#include "passes/remat_solver.h"
+#include "passes/remat/budget.h"
+#include "passes/remat/solver.h"
 
 namespace mt {
 namespace {

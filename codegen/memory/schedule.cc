@@ -1,4 +1,4 @@
-#include "codegen/schedule.h"
+#include "codegen/memory/schedule.h"
 
 #include <algorithm>
 #include <functional>

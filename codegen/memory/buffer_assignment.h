@@ -1,12 +1,12 @@
 // Values to buffers, buffers to offsets: the plan of a module whose passes are done.
-#ifndef MT_CODEGEN_BUFFER_ASSIGNMENT_H_
-#define MT_CODEGEN_BUFFER_ASSIGNMENT_H_
+#ifndef MT_CODEGEN_MEMORY_BUFFER_ASSIGNMENT_H_
+#define MT_CODEGEN_MEMORY_BUFFER_ASSIGNMENT_H_
 
 #include <cstdint>
 #include <string>
 
 #include "absl/status/statusor.h"
-#include "codegen/arena_packer.h"
+#include "codegen/memory/arena_packer.h"
 #include "ir/graph.h"
 #include "proto/plan.pb.h"
 
@@ -34,4 +34,4 @@ absl::StatusOr<proto::PlanProto> PlanModule(const Module& module, const PlanOpti
 
 }  // namespace mt
 
-#endif  // MT_CODEGEN_BUFFER_ASSIGNMENT_H_
+#endif  // MT_CODEGEN_MEMORY_BUFFER_ASSIGNMENT_H_

@@ -10,8 +10,8 @@
 #include "absl/types/span.h"
 #include "ir/cost.h"
 #include "ir/graph.h"
-#include "passes/remat_blocks.h"
-#include "passes/remat_menu.h"
+#include "passes/remat/blocks.h"
+#include "passes/remat/menu.h"
 
 namespace mt {
 

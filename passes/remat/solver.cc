@@ -1,4 +1,4 @@
-#include "passes/remat_solver.h"
+#include "passes/remat/solver.h"
 
 #include <algorithm>
 #include <cmath>
@@ -12,7 +12,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/container/flat_hash_set.h"
 #include "ir/base/status_macros.h"
-#include "passes/remat_split.h"
+#include "passes/remat/split.h"
 
 namespace mt {
 namespace {

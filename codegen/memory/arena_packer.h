@@ -1,7 +1,7 @@
 // Offsets for buffers with known lifetimes in one arena: dynamic storage allocation, solved as well as can be proved.
 // Plans are reproducible: the same input gives the same offsets on every machine, whatever the clock and thread count.
-#ifndef MT_CODEGEN_ARENA_PACKER_H_
-#define MT_CODEGEN_ARENA_PACKER_H_
+#ifndef MT_CODEGEN_MEMORY_ARENA_PACKER_H_
+#define MT_CODEGEN_MEMORY_ARENA_PACKER_H_
 
 #include <cstdint>
 #include <optional>
@@ -64,4 +64,4 @@ absl::Status CheckPacking(absl::Span<const PackInterval> intervals, absl::Span<c
 
 }  // namespace mt
 
-#endif  // MT_CODEGEN_ARENA_PACKER_H_
+#endif  // MT_CODEGEN_MEMORY_ARENA_PACKER_H_

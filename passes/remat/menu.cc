@@ -1,4 +1,4 @@
-#include "passes/remat_menu.h"
+#include "passes/remat/menu.h"
 
 #include <algorithm>
 #include <iterator>

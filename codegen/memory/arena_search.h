@@ -4,8 +4,8 @@
 // the canonical order, section bounds, dominance, decomposition at cuts and new orders for the parts. Added here:
 // witnesses that take skipped buffers into account, a table of failed states, identical buffers, restarts that learn
 // which sections fail.
-#ifndef MT_CODEGEN_ARENA_SEARCH_H_
-#define MT_CODEGEN_ARENA_SEARCH_H_
+#ifndef MT_CODEGEN_MEMORY_ARENA_SEARCH_H_
+#define MT_CODEGEN_MEMORY_ARENA_SEARCH_H_
 
 #include <atomic>
 #include <cstdint>
@@ -49,4 +49,4 @@ int32_t ComputeSections(absl::Span<const int64_t> firsts, absl::Span<const int64
 
 }  // namespace mt
 
-#endif  // MT_CODEGEN_ARENA_SEARCH_H_
+#endif  // MT_CODEGEN_MEMORY_ARENA_SEARCH_H_

@@ -11,7 +11,7 @@
 #include "absl/status/statusor.h"
 #include "ir/graph.h"
 #include "passes/pass.h"
-#include "passes/remat_solver.h"
+#include "passes/remat/solver.h"
 
 namespace mt {
 

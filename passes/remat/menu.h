@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "ir/cost.h"
-#include "passes/remat_blocks.h"
+#include "passes/remat/blocks.h"
 
 namespace mt {
 

@@ -1,4 +1,4 @@
-#include "passes/remat_budget.h"
+#include "passes/remat/budget.h"
 
 #include <algorithm>
 #include <chrono>

@@ -1,4 +1,4 @@
-#include "codegen/arena_packer.h"
+#include "codegen/memory/arena_packer.h"
 
 #include <algorithm>
 #include <array>
@@ -13,7 +13,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
-#include "codegen/arena_search.h"
+#include "codegen/memory/arena_search.h"
 #include "ir/base/status_macros.h"
 
 namespace mt {

@@ -1,4 +1,4 @@
-#include "passes/remat_blocks.h"
+#include "passes/remat/blocks.h"
 
 #include <algorithm>
 

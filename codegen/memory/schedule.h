@@ -1,7 +1,7 @@
 // The order in which a program's nodes run, chosen to lower the peak of live bytes; and how values share buffers over
 // an order.
-#ifndef MT_CODEGEN_SCHEDULE_H_
-#define MT_CODEGEN_SCHEDULE_H_
+#ifndef MT_CODEGEN_MEMORY_SCHEDULE_H_
+#define MT_CODEGEN_MEMORY_SCHEDULE_H_
 
 #include <cstdint>
 #include <utility>
@@ -89,4 +89,4 @@ std::vector<int> Schedule(const PlanGraph& graph);
 
 }  // namespace mt
 
-#endif  // MT_CODEGEN_SCHEDULE_H_
+#endif  // MT_CODEGEN_MEMORY_SCHEDULE_H_
