@@ -1,12 +1,12 @@
 // Attention. By width and dtype: 16-bit operands on tensor cores (flash.cuh), tiles in f32 (attention_tiles.cuh), and
 // for widths that are no multiple of 16 a warp a row (attention_rows.cuh).
-#include <algorithm>
+#include "codegen/cuda/attention.h"
+
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "codegen/cuda/kernel.h"
 #include "codegen/cuda/resources.h"
 #include "codegen/cuda/source.h"
 
@@ -15,10 +15,9 @@ namespace {
 
 constexpr int64_t kTile = 64;
 
-// What a launch needs to know of the shapes.
-struct Shape {
-  Shape(const CudaCall& call, const TensorType& q, const TensorType& k)
-      : dtype(q.dtype), batch(q.dim(0)), heads(q.dim(1)), kv_heads(k.dim(1)), length(q.dim(2)), width(q.dim(3)) {
+// Which kernels run, and the shared memory that they take.
+struct Shape : CudaAttention {
+  Shape(const CudaCall& call, bool backward) : CudaAttention(call, backward) {
     const bool fits_tiles = width % 16 == 0 && width <= 128;
     const int64_t limit = CudaSharedBytes(call.target) - 1024;  // The kernels have numbers of rows there, too.
     on_tensor_cores = fits_tiles && dtype != DType::kF32 && call.target.sm >= 80 && FlashBytes(6) <= limit;
@@ -32,77 +31,53 @@ struct Shape {
     return on_tensor_cores ? "flash.cuh" : in_tiles ? "attention_tiles.cuh" : "attention_rows.cuh";
   }
 
-  DType dtype;
-  int64_t batch, heads, kv_heads, length, width;
   bool in_tiles, on_tensor_cores;
 };
 
 std::string Source(const CudaCall& call, const Shape& shape, bool forward) {
-  const Attrs& attrs = *call.attrs;
-  const double rate = attrs.Double("rate");
-  const auto flag = [](absl::string_view name, bool value) {
-    return absl::StrCat("constexpr bool ", name, " = ", value ? "true" : "false", ";\n");
-  };
-  const auto number = [](absl::string_view name, double value) {
-    return absl::StrCat("constexpr float ", name, " = ", FloatLiteral(value), ";\n");
-  };
-  return absl::StrCat(forward ? "#define MT_FORWARD\n" : "", "typedef ", CudaType(shape.dtype), " T;\n",
-                      Constant("kBatch", shape.batch), Constant("kHeads", shape.heads),
-                      Constant("kGroup", shape.heads / shape.kv_heads), Constant("kLength", shape.length),
-                      Constant("kWidth", shape.width), Constant("kQueries", shape.batch * shape.heads * shape.length),
-                      Constant("kWindow", attrs.Int("window")), Constant("kKey", attrs.Int("key")),
-                      flag("kCausal", attrs.Bool("causal")), flag("kDropout", rate > 0),
-                      flag("kBf16", shape.dtype == DType::kBF16), number("kScale", attrs.Double("scale")),
-                      number("kRate", rate), number("kKeep", 1.0 / (1.0 - rate)), CudaText("attention_common.cuh"),
+  return absl::StrCat(forward ? "#define MT_FORWARD\n" : "", AttentionConstants(call, shape),
                       forward || shape.on_tensor_cores ? "" : CudaText("attention_delta.cuh"),
                       CudaText(shape.skeleton()));
 }
 
-// The random state, or what stands in its place where nothing is dropped.
-CudaPlace RandomState(const CudaCall& call, int index) { return OperandPlace(call.attrs->Bool("rng") ? index : 0); }
-
 absl::Status EmitForward(const CudaCall& call, CudaSteps& steps) {
-  const Shape shape(call, call.operands[0], call.operands[1]);
+  const Shape shape(call, /*backward=*/false);
   CudaLaunch launch{.source = Source(call, shape, /*forward=*/true), .block = {128, 1, 1}};
-  launch.arguments = {OperandPlace(0),      OperandPlace(1), OperandPlace(2),
-                      RandomState(call, 3), ResultPlace(0),  ResultPlace(1)};
+  launch.arguments = {shape.q, shape.k, shape.v, shape.rng, shape.out, shape.lse};
   launch.function = shape.on_tensor_cores ? "mt_flash" : "mt_attention";
   if (shape.in_tiles) {
     launch.grid[0] = shape.batch * shape.heads * shape.tiles();
     launch.block[0] = shape.on_tensor_cores ? 128 : 256;
     launch.shared_bytes = shape.on_tensor_cores ? shape.FlashBytes(5) : shape.TileBytes(3);
   } else {
-    launch.grid[0] = CeilDiv(shape.batch * shape.heads * shape.length, 4);
+    launch.grid[0] = CeilDiv(shape.queries(), 4);
   }
   steps.Launch(std::move(launch));
   return absl::OkStatus();
 }
 
 absl::Status EmitBackward(const CudaCall& call, CudaSteps& steps) {
-  const Shape shape(call, call.operands[1], call.operands[2]);
+  const Shape shape(call, /*backward=*/true);
   const std::string source = Source(call, shape, /*forward=*/false);
-  const CudaPlace dout = OperandPlace(0), out = OperandPlace(4), delta = WorkspacePlace();
-  const int64_t queries = shape.batch * shape.heads * shape.length, keys = shape.batch * shape.kv_heads * shape.length;
-  const std::vector<CudaPlace> reads = {dout,  OperandPlace(1),     OperandPlace(2), OperandPlace(3), OperandPlace(5),
-                                        delta, RandomState(call, 6)};
+  const std::vector<CudaPlace> reads = {shape.dout, shape.q, shape.k, shape.v, shape.lse, shape.delta, shape.rng};
   const auto with = [&](std::initializer_list<CudaPlace> results) {
     std::vector<CudaPlace> arguments = reads;
     arguments.insert(arguments.end(), results);
     return arguments;
   };
-  CudaLaunch sums{.source = source, .arguments = {dout, out, delta}};
-  CudaLaunch dkv{.source = source, .block = {128, 1, 1}, .arguments = with({ResultPlace(1), ResultPlace(2)})};
-  CudaLaunch dq{.source = source, .block = {128, 1, 1}, .arguments = with({ResultPlace(0)})};
+  CudaLaunch sums{.source = source, .arguments = {shape.dout, shape.out, shape.delta}};
+  CudaLaunch dkv{.source = source, .block = {128, 1, 1}, .arguments = with({shape.dk, shape.dv})};
+  CudaLaunch dq{.source = source, .block = {128, 1, 1}, .arguments = with({shape.dq})};
   const absl::string_view prefix = shape.on_tensor_cores ? "mt_flash" : "mt_attention";
   sums.function = absl::StrCat(prefix, "_delta");
   dkv.function = absl::StrCat(prefix, "_dkv");
   dq.function = absl::StrCat(prefix, "_dq");
   if (shape.on_tensor_cores) {
     const int64_t threads = shape.width % 64 == 0 ? 8 : shape.width % 32 == 0 ? 4 : 2;
-    sums.grid[0] = CeilDiv(queries * threads, 256);
+    sums.grid[0] = CeilDiv(shape.queries() * threads, 256);
     sums.block[0] = 256;
   } else {
-    sums.grid[0] = CeilDiv(queries, 4);
+    sums.grid[0] = CeilDiv(shape.queries(), 4);
     sums.block[0] = 128;
   }
   if (shape.in_tiles) {
@@ -111,8 +86,8 @@ absl::Status EmitBackward(const CudaCall& call, CudaSteps& steps) {
     dkv.block[0] = dq.block[0] = shape.on_tensor_cores ? 128 : 256;
     dkv.shared_bytes = dq.shared_bytes = shape.on_tensor_cores ? shape.FlashBytes(6) : shape.TileBytes(4);
   } else {
-    dkv.grid[0] = CeilDiv(keys, 4);
-    dq.grid[0] = CeilDiv(queries, 4);
+    dkv.grid[0] = CeilDiv(shape.keys(), 4);
+    dq.grid[0] = CeilDiv(shape.queries(), 4);
   }
   steps.Launch(std::move(sums));
   steps.Launch(std::move(dkv));
@@ -120,9 +95,93 @@ absl::Status EmitBackward(const CudaCall& call, CudaSteps& steps) {
   return absl::OkStatus();
 }
 
-constexpr CudaEmitter kEmitters[] = {{"flash_attention", EmitForward}, {"flash_attention_backward", EmitBackward}};
+constexpr CudaEmitter kEmitters[] = {{"flash_attention", EmitForward},
+                                     {"flash_attention_backward", EmitBackward},
+                                     {"flash_attention_packed", EmitForward},
+                                     {"flash_attention_packed_backward", EmitBackward}};
+
+// Of [B, heads, T, D], and of columns of rows [B, T, row elements].
+HeadStrides HeadMajor(int64_t heads, int64_t length, int64_t width) {
+  return {.batch = heads * length * width, .head = length * width, .row = width};
+}
+HeadStrides RowMajor(int64_t row, int64_t length, int64_t width) {
+  return {.batch = length * row, .head = width, .row = row};
+}
+
+std::string Strides(absl::string_view name, const HeadStrides& strides) {
+  return absl::StrCat(Constant(absl::StrCat(name, "Batch"), strides.batch),
+                      Constant(absl::StrCat(name, "Head"), strides.head),
+                      Constant(absl::StrCat(name, "Row"), strides.row));
+}
 
 }  // namespace
+
+CudaAttention::CudaAttention(const CudaCall& call, bool backward) {
+  const int first = backward ? 1 : 0;  // Operand: q, or qkv.
+  const TensorType& type = call.operands[static_cast<size_t>(first)];
+  const bool packed = type.rank() == 3;
+  dtype = type.dtype;
+  batch = type.dim(0);
+  int statistics;  // Operand: the first after q, k and v.
+  if (packed) {
+    heads = call.attrs->Int("heads");
+    kv_heads = call.attrs->Int("kv_heads");
+    length = type.dim(1);
+    width = type.dim(2) / (heads + 2 * kv_heads);
+    q_strides = k_strides = RowMajor(type.dim(2), length, width);
+    o_strides = RowMajor(heads * width, length, width);
+    const int64_t k_offset = heads * width * ByteSize(dtype), v_offset = k_offset + kv_heads * width * ByteSize(dtype);
+    q = OperandPlace(first);
+    k = OperandPlace(first, k_offset);
+    v = OperandPlace(first, v_offset);
+    dq = ResultPlace(0);
+    dk = ResultPlace(0, k_offset);
+    dv = ResultPlace(0, v_offset);
+    statistics = first + 1;
+  } else {
+    heads = type.dim(1);
+    kv_heads = call.operands[static_cast<size_t>(first + 1)].dim(1);
+    length = type.dim(2);
+    width = type.dim(3);
+    q_strides = o_strides = HeadMajor(heads, length, width);
+    k_strides = HeadMajor(kv_heads, length, width);
+    q = OperandPlace(first);
+    k = OperandPlace(first + 1);
+    v = OperandPlace(first + 2);
+    dq = ResultPlace(0);
+    dk = ResultPlace(1);
+    dv = ResultPlace(2);
+    statistics = first + 3;
+  }
+  dq_strides = q_strides;
+  dk_strides = k_strides;
+  dout = OperandPlace(0);
+  delta = WorkspacePlace();
+  out = backward ? OperandPlace(statistics) : ResultPlace(0);
+  lse = backward ? OperandPlace(statistics + 1) : ResultPlace(1);
+  rng = OperandPlace(call.attrs->Bool("rng") ? statistics + (backward ? 2 : 0) : 0);
+}
+
+std::string AttentionConstants(const CudaCall& call, const CudaAttention& attention) {
+  const Attrs& attrs = *call.attrs;
+  const double rate = attrs.Double("rate");
+  const auto flag = [](absl::string_view name, bool value) {
+    return absl::StrCat("constexpr bool ", name, " = ", value ? "true" : "false", ";\n");
+  };
+  const auto number = [](absl::string_view name, double value) {
+    return absl::StrCat("constexpr float ", name, " = ", FloatLiteral(value), ";\n");
+  };
+  return absl::StrCat("typedef ", CudaType(attention.dtype), " T;\n", Strides("kQ", attention.q_strides),
+                      Strides("kK", attention.k_strides), Strides("kO", attention.o_strides),
+                      Strides("kDQ", attention.dq_strides), Strides("kDK", attention.dk_strides),
+                      Constant("kBatch", attention.batch), Constant("kHeads", attention.heads),
+                      Constant("kGroup", attention.heads / attention.kv_heads), Constant("kLength", attention.length),
+                      Constant("kWidth", attention.width), Constant("kQueries", attention.queries()),
+                      Constant("kWindow", attrs.Int("window")), Constant("kKey", attrs.Int("key")),
+                      flag("kCausal", attrs.Bool("causal")), flag("kDropout", rate > 0),
+                      flag("kBf16", attention.dtype == DType::kBF16), number("kScale", attrs.Double("scale")),
+                      number("kRate", rate), number("kKeep", 1.0 / (1.0 - rate)), CudaText("attention_common.cuh"));
+}
 
 absl::Span<const CudaEmitter> CudaAttentionEmitters() { return kEmitters; }
 

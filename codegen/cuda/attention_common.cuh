@@ -1,5 +1,6 @@
-// What all attention kernels share. Constants before this text: T, kHeads, kGroup (heads that share a key-value head),
-// kLength, kWidth, kCausal, kWindow (-1: none), kScale, kDropout, kRate, kKeep (1 / (1 - rate)), kKey.
+// What all attention kernels share. Constants before this text: T, the strides of attention.h, kHeads, kGroup (heads
+// that share a key-value head), kLength, kWidth, kCausal, kWindow (-1: none), kScale, kDropout, kRate, kKeep
+// (1 / (1 - rate)), kKey.
 __device__ __forceinline__ float NegativeInfinity() { return __uint_as_float(0xff800000u); }
 
 __device__ __forceinline__ bool Sees(int t, int s) {

@@ -36,15 +36,15 @@ extern "C" __global__ void __launch_bounds__(128)
   const int lane = threadIdx.x % 32, t = (int)(row % kLength);
   const u64 head = row / kLength, b = head / kHeads, h = head % kHeads;
   float* mine = held[threadIdx.x / 32];
-  LoadRow(q + row * kWidth, mine);
+  LoadRow(q + b * kQBatch + h * kQHead + t * kQRow, mine);
   __syncwarp();
-  k += (b * (kHeads / kGroup) + h / kGroup) * kLength * kWidth;
-  v += (b * (kHeads / kGroup) + h / kGroup) * kLength * kWidth;
+  k += b * kKBatch + h / kGroup * kKHead;
+  v += b * kKBatch + h / kGroup * kKHead;
   const int first = FirstKey(t), end = EndOfKeys(t);
   float sums[kPart] = {}, largest = NegativeInfinity(), total = 0;
   for (int s0 = first; s0 < end; s0 += 32) {
     const int s = s0 + lane;
-    const float score = s < end ? Dot(mine, k + (u64)s * kWidth) * kScale : NegativeInfinity();
+    const float score = s < end ? Dot(mine, k + (u64)s * kKRow) * kScale : NegativeInfinity();
     const float next = fmaxf(largest, WarpFold<Largest>(score));
     const float shrink = expf(largest - next);
     float p = expf(score - next);
@@ -54,10 +54,10 @@ extern "C" __global__ void __launch_bounds__(128)
 #pragma unroll
     for (int i = 0; i < kPart; ++i) sums[i] *= shrink;
     for (int j = 0; j < 32 && s0 + j < end; ++j) {
-      AddRow(__shfl_sync(0xffffffffu, p, j), v + (u64)(s0 + j) * kWidth, sums);
+      AddRow(__shfl_sync(0xffffffffu, p, j), v + (u64)(s0 + j) * kKRow, sums);
     }
   }
-  StoreRow(sums, 1.0f / total, out + row * kWidth);
+  StoreRow(sums, 1.0f / total, out + b * kOBatch + h * kOHead + t * kORow);
   if (lane == 0) lse[row] = largest + logf(total);
 }
 #else
@@ -70,11 +70,11 @@ extern "C" __global__ void __launch_bounds__(128)
   const int lane = threadIdx.x % 32, t = (int)(row % kLength);
   const u64 head = row / kLength, b = head / kHeads, h = head % kHeads;
   float(&mine)[2][kWidth] = held[threadIdx.x / 32];
-  LoadRow(q + row * kWidth, mine[0]);
-  LoadRow(dout + row * kWidth, mine[1]);
+  LoadRow(q + b * kQBatch + h * kQHead + t * kQRow, mine[0]);
+  LoadRow(dout + b * kOBatch + h * kOHead + t * kORow, mine[1]);
   __syncwarp();
-  k += (b * (kHeads / kGroup) + h / kGroup) * kLength * kWidth;
-  v += (b * (kHeads / kGroup) + h / kGroup) * kLength * kWidth;
+  k += b * kKBatch + h / kGroup * kKHead;
+  v += b * kKBatch + h / kGroup * kKHead;
   const int end = EndOfKeys(t);
   const float my_lse = lse[row], my_delta = delta[row];
   float sums[kPart] = {};
@@ -82,15 +82,15 @@ extern "C" __global__ void __launch_bounds__(128)
     const int s = s0 + lane;
     float ds = 0;
     if (s < end) {
-      const float p = expf(Dot(mine[0], k + (u64)s * kWidth) * kScale - my_lse);
+      const float p = expf(Dot(mine[0], k + (u64)s * kKRow) * kScale - my_lse);
       const float keep = kDropout ? Keep(rng, b, h, t, s) : 1.0f;
-      ds = p * (keep * Dot(mine[1], v + (u64)s * kWidth) - my_delta);
+      ds = p * (keep * Dot(mine[1], v + (u64)s * kKRow) - my_delta);
     }
     for (int j = 0; j < 32 && s0 + j < end; ++j) {
-      AddRow(__shfl_sync(0xffffffffu, ds, j), k + (u64)(s0 + j) * kWidth, sums);
+      AddRow(__shfl_sync(0xffffffffu, ds, j), k + (u64)(s0 + j) * kKRow, sums);
     }
   }
-  StoreRow(sums, kScale, dq + row * kWidth);
+  StoreRow(sums, kScale, dq + b * kDQBatch + h * kDQHead + t * kDQRow);
 }
 
 extern "C" __global__ void __launch_bounds__(128)
@@ -102,30 +102,31 @@ extern "C" __global__ void __launch_bounds__(128)
   const int lane = threadIdx.x % 32, s = (int)(row % kLength);
   const u64 head = row / kLength, b = head / (kHeads / kGroup), g = head % (kHeads / kGroup);
   float(&mine)[2][kWidth] = held[threadIdx.x / 32];
-  LoadRow(k + row * kWidth, mine[0]);
-  LoadRow(v + row * kWidth, mine[1]);
+  LoadRow(k + b * kKBatch + g * kKHead + s * kKRow, mine[0]);
+  LoadRow(v + b * kKBatch + g * kKHead + s * kKRow, mine[1]);
   __syncwarp();
   const int first = kCausal ? s : 0;
   const int end = kCausal && kWindow >= 0 && s + kWindow + 1 < kLength ? s + (int)kWindow + 1 : (int)kLength;
   float dk_sums[kPart] = {}, dv_sums[kPart] = {};
   for (u64 h = g * kGroup; h < (g + 1) * kGroup; ++h) {
     const u64 base = (b * kHeads + h) * kLength;
+    const T *my_q = q + b * kQBatch + h * kQHead, *my_dout = dout + b * kOBatch + h * kOHead;
     for (int t0 = first; t0 < end; t0 += 32) {
       const int t = t0 + lane;
       float p = 0, ds = 0;
       if (t < end) {
-        p = expf(Dot(mine[0], q + (base + t) * kWidth) * kScale - lse[base + t]);
+        p = expf(Dot(mine[0], my_q + t * kQRow) * kScale - lse[base + t]);
         const float keep = kDropout ? Keep(rng, b, h, t, s) : 1.0f;
-        ds = p * (keep * Dot(mine[1], dout + (base + t) * kWidth) - delta[base + t]);
+        ds = p * (keep * Dot(mine[1], my_dout + t * kORow) - delta[base + t]);
         p *= keep;
       }
       for (int j = 0; j < 32 && t0 + j < end; ++j) {
-        AddRow(__shfl_sync(0xffffffffu, ds, j), q + (base + t0 + j) * kWidth, dk_sums);
-        AddRow(__shfl_sync(0xffffffffu, p, j), dout + (base + t0 + j) * kWidth, dv_sums);
+        AddRow(__shfl_sync(0xffffffffu, ds, j), my_q + (t0 + j) * kQRow, dk_sums);
+        AddRow(__shfl_sync(0xffffffffu, p, j), my_dout + (t0 + j) * kORow, dv_sums);
       }
     }
   }
-  StoreRow(dk_sums, kScale, dk + row * kWidth);
-  StoreRow(dv_sums, 1.0f, dv + row * kWidth);
+  StoreRow(dk_sums, kScale, dk + b * kDKBatch + g * kDKHead + s * kDKRow);
+  StoreRow(dv_sums, 1.0f, dv + b * kDKBatch + g * kDKHead + s * kDKRow);
 }
 #endif

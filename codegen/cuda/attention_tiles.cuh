@@ -11,12 +11,13 @@ __device__ __forceinline__ int Column(int x, int i) {
   return kWidth % 64 == 0 ? i / 4 * 64 + x * 4 + i % 4 : x * kColumns + i;
 }
 
-// Rows first ... first + 63 of a head; zeros behind its end.
+// Rows first ... first + 63 of a head, kRow elements from row to row; zeros behind its end.
+template <i64 kRow>
 __device__ __forceinline__ void CopyTile(const T* head, int first, float* to) {
   for (int i = threadIdx.x; i < kTile * kWidth / 4; i += 256) {
     const int row = i / (kWidth / 4), column = i % (kWidth / 4) * 4;
     float x[4] = {};
-    if (first + row < kLength) Load<4, true>(head + (u64)(first + row) * kWidth + column, x);
+    if (first + row < kLength) Load<4, true>(head + (u64)(first + row) * kRow + column, x);
     *(float4*)(to + row * kStride + column) = make_float4(x[0], x[1], x[2], x[3]);
   }
 }
@@ -82,6 +83,7 @@ __device__ __forceinline__ void AddWeighted(const float* weights, const float* b
     }
   }
 }
+template <i64 kRow>
 __device__ __forceinline__ void StoreRows(const float (&sums)[4][kColumns], const float (&factor)[4], T* head,
                                           int first) {
   const int x = threadIdx.x % 16, y = threadIdx.x / 16;
@@ -91,7 +93,7 @@ __device__ __forceinline__ void StoreRows(const float (&sums)[4][kColumns], cons
     if (row >= kLength) continue;
 #pragma unroll
     for (int j = 0; j < kColumns; ++j) {
-      head[(u64)row * kWidth + Column(x, j)] = FromFloat<T>(sums[i][j] * factor[i]);
+      head[(u64)row * kRow + Column(x, j)] = FromFloat<T>(sums[i][j] * factor[i]);
     }
   }
 }
@@ -116,18 +118,17 @@ extern "C" __global__ void __launch_bounds__(256)
   const u32 heads = kBatch * kHeads;
   const u64 head = blockIdx.x % heads, b = head / kHeads, h = head % kHeads;
   const int first = (kTiles - 1 - (int)(blockIdx.x / heads)) * kTile;  // The longest first.
-  const u64 kv_head = b * (kHeads / kGroup) + h / kGroup;
-  k += kv_head * kLength * kWidth;
-  v += kv_head * kLength * kWidth;
-  CopyTile(q + head * kLength * kWidth, first, my_q);
+  k += b * kKBatch + h / kGroup * kKHead;
+  v += b * kKBatch + h / kGroup * kKHead;
+  CopyTile<kQRow>(q + b * kQBatch + h * kQHead, first, my_q);
   const int x = threadIdx.x % 16, t = first + threadIdx.x / 16 * 4;
   float sums[4][kColumns] = {}, largest[4], total[4] = {}, factor[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) largest[i] = NegativeInfinity();
   for (int j = FirstKey(first) / kTile; j < EndOfKeyTiles(first); ++j) {
     __syncthreads();
-    CopyTile(k, j * kTile, keys);
-    CopyTile(v, j * kTile, values);
+    CopyTile<kKRow>(k, j * kTile, keys);
+    CopyTile<kKRow>(v, j * kTile, values);
     __syncthreads();
     float p[4][4];
     RowsTimesRows(my_q, keys, p);
@@ -162,7 +163,7 @@ extern "C" __global__ void __launch_bounds__(256)
     factor[i] = 1.0f / total[i];
     if (x == 0 && t + i < kLength) lse[head * kLength + t + i] = largest[i] + logf(total[i]);
   }
-  StoreRows(sums, factor, out + head * kLength * kWidth, first);
+  StoreRows<kORow>(sums, factor, out + b * kOBatch + h * kOHead, first);
 }
 #else
 extern "C" __global__ void __launch_bounds__(256)
@@ -174,11 +175,10 @@ extern "C" __global__ void __launch_bounds__(256)
   const u32 heads = kBatch * kHeads;
   const u64 head = blockIdx.x % heads, b = head / kHeads, h = head % kHeads;
   const int first = (kTiles - 1 - (int)(blockIdx.x / heads)) * kTile;
-  const u64 kv_head = b * (kHeads / kGroup) + h / kGroup;
-  k += kv_head * kLength * kWidth;
-  v += kv_head * kLength * kWidth;
-  CopyTile(q + head * kLength * kWidth, first, my_q);
-  CopyTile(dout + head * kLength * kWidth, first, my_dout);
+  k += b * kKBatch + h / kGroup * kKHead;
+  v += b * kKBatch + h / kGroup * kKHead;
+  CopyTile<kQRow>(q + b * kQBatch + h * kQHead, first, my_q);
+  CopyTile<kORow>(dout + b * kOBatch + h * kOHead, first, my_dout);
   const int x = threadIdx.x % 16, t = first + threadIdx.x / 16 * 4;
   float sums[4][kColumns] = {}, my_lse[4], my_delta[4], factor[4];
 #pragma unroll
@@ -189,8 +189,8 @@ extern "C" __global__ void __launch_bounds__(256)
   }
   for (int j = FirstKey(first) / kTile; j < EndOfKeyTiles(first); ++j) {
     __syncthreads();
-    CopyTile(k, j * kTile, keys);
-    CopyTile(v, j * kTile, values);
+    CopyTile<kKRow>(k, j * kTile, keys);
+    CopyTile<kKRow>(v, j * kTile, values);
     __syncthreads();
     float p[4][4], dp[4][4];
     RowsTimesRows(my_q, keys, p);
@@ -209,7 +209,7 @@ extern "C" __global__ void __launch_bounds__(256)
     __syncwarp();
     AddWeighted(weights, keys, sums);
   }
-  StoreRows(sums, factor, dq + head * kLength * kWidth, first);
+  StoreRows<kDQRow>(sums, factor, dq + b * kDQBatch + h * kDQHead, first);
 }
 
 extern "C" __global__ void __launch_bounds__(256)
@@ -223,8 +223,8 @@ extern "C" __global__ void __launch_bounds__(256)
   const u32 heads = kBatch * kKvHeads;
   const u64 head = blockIdx.x % heads, b = head / kKvHeads, g = head % kKvHeads;
   const int first = (int)(blockIdx.x / heads) * kTile;
-  CopyTile(k + head * kLength * kWidth, first, my_k);
-  CopyTile(v + head * kLength * kWidth, first, my_v);
+  CopyTile<kKRow>(k + b * kKBatch + g * kKHead, first, my_k);
+  CopyTile<kKRow>(v + b * kKBatch + g * kKHead, first, my_v);
   const int begin = kCausal ? first / kTile : 0;
   const int end = kCausal && kWindow >= 0 && first + kTile + kWindow < kLength
                       ? (first + kTile - 1 + (int)kWindow) / kTile + 1
@@ -236,8 +236,8 @@ extern "C" __global__ void __launch_bounds__(256)
     const u64 row = (b * kHeads + h) * kLength;
     for (int i = begin; i < end; ++i) {
       __syncthreads();
-      CopyTile(q + row * kWidth, i * kTile, queries);
-      CopyTile(dout + row * kWidth, i * kTile, douts);
+      CopyTile<kQRow>(q + b * kQBatch + h * kQHead, i * kTile, queries);
+      CopyTile<kORow>(dout + b * kOBatch + h * kOHead, i * kTile, douts);
       CopyNumbers(lse + row, i * kTile, row_lse);
       CopyNumbers(delta + row, i * kTile, row_delta);
       __syncthreads();
@@ -265,7 +265,7 @@ extern "C" __global__ void __launch_bounds__(256)
       AddWeighted(weights, queries, dk_sums);
     }
   }
-  StoreRows(dk_sums, scale, dk + head * kLength * kWidth, first);
-  StoreRows(dv_sums, one, dv + head * kLength * kWidth, first);
+  StoreRows<kDKRow>(dk_sums, scale, dk + b * kDKBatch + g * kDKHead, first);
+  StoreRows<kDKRow>(dv_sums, one, dv + b * kDKBatch + g * kDKHead, first);
 }
 #endif

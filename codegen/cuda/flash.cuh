@@ -21,14 +21,15 @@ __device__ __forceinline__ float Exp2(float x) {
   return y;
 }
 
-// Rows first ... first + 63 of a head to shared memory; zeros behind its end.
+// Rows first ... first + 63 of a head, kRow elements from row to row, to shared memory; zeros behind its end.
+template <i64 kRow>
 __device__ __forceinline__ void CopyTile(const T* head, int first, T* to) {
   constexpr int kUnits = kWidth / 8;
 #pragma unroll
   for (int i = threadIdx.x; i < kTile * kUnits; i += 128) {
     const int row = i / kUnits, unit = i % kUnits;
     const bool there = first + row < kLength;
-    const T* from = head + (u64)(there ? first + row : 0) * kWidth + unit * 8;
+    const T* from = head + (u64)(there ? first + row : 0) * kRow + unit * 8;
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(SharedAddress(to + row * kStride + unit * 8)),
                  "l"(from), "r"(there ? 16 : 0)
                  : "memory");
@@ -108,6 +109,7 @@ __device__ __forceinline__ void AddWeighted(const float (&p)[8][4], const T* b, 
 }
 // The warp's 16 rows, times `upper` (rows 0-7) or `lower`, to rows first ... of a head, by way of `tile`, which no
 // other warp touches there.
+template <i64 kRow>
 __device__ __forceinline__ void StoreRows(const float (&sums)[2 * kDepth][4], float upper, float lower, T* tile,
                                           T* head, int first) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -123,7 +125,7 @@ __device__ __forceinline__ void StoreRows(const float (&sums)[2 * kDepth][4], fl
   for (int i = lane; i < 16 * kUnits; i += 32) {
     const int row = i / kUnits, unit = i % kUnits, at = first + warp * 16 + row;
     if (at < kLength)
-      *(Bytes16*)(head + (u64)at * kWidth + unit * 8) = *(const Bytes16*)(rows + row * kStride + unit * 8);
+      *(Bytes16*)(head + (u64)at * kRow + unit * 8) = *(const Bytes16*)(rows + row * kStride + unit * 8);
   }
 }
 
@@ -147,24 +149,23 @@ extern "C" __global__ void __launch_bounds__(128)
   const u32 heads = kBatch * kHeads;
   const u64 head = blockIdx.x % heads, b = head / kHeads, h = head % kHeads;
   const int first = (kTiles - 1 - (int)(blockIdx.x / heads)) * kTile;  // The longest first.
-  q += head * kLength * kWidth;
-  out += head * kLength * kWidth;
+  q += b * kQBatch + h * kQHead;
+  out += b * kOBatch + h * kOHead;
   lse += head * kLength;
-  const u64 kv_head = b * (kHeads / kGroup) + h / kGroup;
-  k += kv_head * kLength * kWidth;
-  v += kv_head * kLength * kWidth;
+  k += b * kKBatch + h / kGroup * kKHead;
+  v += b * kKBatch + h / kGroup * kKHead;
   const int begin = BeginOfKeyTiles(first), end = EndOfKeyTiles(first);
   const auto keys = [&](int j) { return tiles + (1 + 2 * (j % 2)) * kTileElements; };
-  CopyTile(q, first, my_q);
-  CopyTile(k, begin * kTile, keys(begin));
-  CopyTile(v, begin * kTile, keys(begin) + kTileElements);
+  CopyTile<kQRow>(q, first, my_q);
+  CopyTile<kKRow>(k, begin * kTile, keys(begin));
+  CopyTile<kKRow>(v, begin * kTile, keys(begin) + kTileElements);
   Commit();
   const int lane = threadIdx.x % 32, t = first + threadIdx.x / 32 * 16 + lane / 4;  // And t + 8.
   float sums[2 * kDepth][4] = {}, largest[2] = {NegativeInfinity(), NegativeInfinity()}, total[2] = {};
   for (int j = begin; j < end; ++j) {
     if (j + 1 < end) {
-      CopyTile(k, (j + 1) * kTile, keys(j + 1));
-      CopyTile(v, (j + 1) * kTile, keys(j + 1) + kTileElements);
+      CopyTile<kKRow>(k, (j + 1) * kTile, keys(j + 1));
+      CopyTile<kKRow>(v, (j + 1) * kTile, keys(j + 1) + kTileElements);
     }
     Commit();
     WaitCopies<1>();
@@ -226,7 +227,7 @@ extern "C" __global__ void __launch_bounds__(128)
     factor[r] = 1.0f / total[r];
     if (lane % 4 == 0 && t + 8 * r < kLength) lse[t + 8 * r] = largest[r] * kLn2 + logf(total[r]);
   }
-  StoreRows(sums, factor[0], factor[1], my_q, out, first);
+  StoreRows<kORow>(sums, factor[0], factor[1], my_q, out, first);
 }
 #else
 // delta[row] = the sum of dout out: a group of kWidth / 8 threads, or fewer, for each row.
@@ -235,11 +236,12 @@ extern "C" __global__ void __launch_bounds__(256) mt_flash_delta(const T* dout, 
   const u64 row = ((u64)blockIdx.x * 256 + threadIdx.x) / kThreads;
   float sum = 0;
   if (row < kQueries) {
+    const u64 head = row / kLength, at = head / kHeads * kOBatch + head % kHeads * kOHead + row % kLength * kORow;
 #pragma unroll
     for (int d = threadIdx.x % kThreads * 8; d < kWidth; d += kThreads * 8) {
       float a[8], b[8];
-      Load<8, true>(dout + row * kWidth + d, a);
-      Load<8, true>(out + row * kWidth + d, b);
+      Load<8, true>(dout + at + d, a);
+      Load<8, true>(out + at + d, b);
 #pragma unroll
       for (int i = 0; i < 8; ++i) sum = fmaf(a[i], b[i], sum);
     }
@@ -258,18 +260,17 @@ extern "C" __global__ void __launch_bounds__(128)
   const u32 heads = kBatch * kHeads;
   const u64 head = blockIdx.x % heads, b = head / kHeads, h = head % kHeads;
   const int first = (kTiles - 1 - (int)(blockIdx.x / heads)) * kTile;
-  q += head * kLength * kWidth;
-  dout += head * kLength * kWidth;
-  dq += head * kLength * kWidth;
-  const u64 kv_head = b * (kHeads / kGroup) + h / kGroup;
-  k += kv_head * kLength * kWidth;
-  v += kv_head * kLength * kWidth;
+  q += b * kQBatch + h * kQHead;
+  dout += b * kOBatch + h * kOHead;
+  dq += b * kDQBatch + h * kDQHead;
+  k += b * kKBatch + h / kGroup * kKHead;
+  v += b * kKBatch + h / kGroup * kKHead;
   const int begin = BeginOfKeyTiles(first), end = EndOfKeyTiles(first);
   const auto keys = [&](int j) { return tiles + (2 + 2 * (j % 2)) * kTileElements; };
-  CopyTile(q, first, my_q);
-  CopyTile(dout, first, my_dout);
-  CopyTile(k, begin * kTile, keys(begin));
-  CopyTile(v, begin * kTile, keys(begin) + kTileElements);
+  CopyTile<kQRow>(q, first, my_q);
+  CopyTile<kORow>(dout, first, my_dout);
+  CopyTile<kKRow>(k, begin * kTile, keys(begin));
+  CopyTile<kKRow>(v, begin * kTile, keys(begin) + kTileElements);
   Commit();
   const int lane = threadIdx.x % 32, t = first + threadIdx.x / 32 * 16 + lane / 4;
   float my_lse[2], my_delta[2], sums[2 * kDepth][4] = {};
@@ -281,8 +282,8 @@ extern "C" __global__ void __launch_bounds__(128)
   }
   for (int j = begin; j < end; ++j) {
     if (j + 1 < end) {
-      CopyTile(k, (j + 1) * kTile, keys(j + 1));
-      CopyTile(v, (j + 1) * kTile, keys(j + 1) + kTileElements);
+      CopyTile<kKRow>(k, (j + 1) * kTile, keys(j + 1));
+      CopyTile<kKRow>(v, (j + 1) * kTile, keys(j + 1) + kTileElements);
     }
     Commit();
     WaitCopies<1>();
@@ -309,7 +310,7 @@ extern "C" __global__ void __launch_bounds__(128)
     AddWeighted(p, keys(j), sums);
     __syncthreads();
   }
-  StoreRows(sums, kScale, kScale, my_q, dq, first);
+  StoreRows<kDQRow>(sums, kScale, kScale, my_q, dq, first);
 }
 
 extern "C" __global__ void __launch_bounds__(128)
@@ -323,10 +324,10 @@ extern "C" __global__ void __launch_bounds__(128)
   const u32 heads = kBatch * kKvHeads;
   const u64 head = blockIdx.x % heads, b = head / kKvHeads, g = head % kKvHeads;
   const int first = (int)(blockIdx.x / heads) * kTile;  // The first keys are seen by the most queries.
-  k += head * kLength * kWidth;
-  v += head * kLength * kWidth;
-  dk += head * kLength * kWidth;
-  dv += head * kLength * kWidth;
+  k += b * kKBatch + g * kKHead;
+  v += b * kKBatch + g * kKHead;
+  dk += b * kDKBatch + g * kDKHead;
+  dv += b * kDKBatch + g * kDKHead;
   const int begin = kCausal ? first / kTile : 0;
   const int end = kCausal && kWindow >= 0 && first + kTile + kWindow < kLength
                       ? (first + kTile - 1 + (int)kWindow) / kTile + 1
@@ -334,15 +335,15 @@ extern "C" __global__ void __launch_bounds__(128)
   const int turns = (int)kGroup * (end - begin);
   const auto queries = [&](int i) { return tiles + (2 + 2 * (i % 2)) * kTileElements; };
   const auto copy = [&](int i) {
-    const u64 row = (b * kHeads + g * kGroup + i / (end - begin)) * kLength;
+    const u64 h = g * kGroup + i / (end - begin), row = (b * kHeads + h) * kLength;
     const int at = (begin + i % (end - begin)) * kTile;
-    CopyTile(q + row * kWidth, at, queries(i));
-    CopyTile(dout + row * kWidth, at, queries(i) + kTileElements);
+    CopyTile<kQRow>(q + b * kQBatch + h * kQHead, at, queries(i));
+    CopyTile<kORow>(dout + b * kOBatch + h * kOHead, at, queries(i) + kTileElements);
     CopyNumbers(lse + row, at, kLog2E, row_lse[i % 2]);
     CopyNumbers(delta + row, at, 1.0f, row_delta[i % 2]);
   };
-  CopyTile(k, first, my_k);
-  CopyTile(v, first, my_v);
+  CopyTile<kKRow>(k, first, my_k);
+  CopyTile<kKRow>(v, first, my_v);
   copy(0);
   Commit();
   const int lane = threadIdx.x % 32, s = first + threadIdx.x / 32 * 16 + lane / 4;  // And s + 8.
@@ -374,7 +375,7 @@ extern "C" __global__ void __launch_bounds__(128)
     AddWeighted(dp, queries(i), dk_sums);
     __syncthreads();
   }
-  StoreRows(dk_sums, kScale, kScale, my_k, dk, first);
-  StoreRows(dv_sums, 1.0f, 1.0f, my_v, dv, first);
+  StoreRows<kDKRow>(dk_sums, kScale, kScale, my_k, dk, first);
+  StoreRows<kDKRow>(dv_sums, 1.0f, 1.0f, my_v, dv, first);
 }
 #endif

@@ -1,0 +1,47 @@
+// What the emitters of attention share: shapes, where each operand's heads lie, and the constants before the kernels.
+//
+// Element d of row t of head h in sample b of an operand lies at b Batch + h Head + t Row + d elements behind its
+// place. As the kernels see it:
+//   kQBatch, kQHead, kQRow     q
+//   kKBatch, kKHead, kKRow     k and v
+//   kOBatch, kOHead, kORow     out and dout
+//   kDQBatch, kDQHead, kDQRow  dq
+//   kDKBatch, kDKHead, kDKRow  dk and dv
+// All are multiples of the width. lse and delta (the sums of dout out) are f32 [B, H, T].
+#ifndef MT_CODEGEN_CUDA_ATTENTION_H_
+#define MT_CODEGEN_CUDA_ATTENTION_H_
+
+#include <cstdint>
+#include <string>
+
+#include "codegen/cuda/kernel.h"
+#include "ir/tensor_type.h"
+
+namespace mt {
+
+struct HeadStrides {
+  int64_t batch, head, row;
+};
+
+// Of flash_attention, of flash_attention_packed and of their backwards.
+struct CudaAttention {
+  CudaAttention(const CudaCall& call, bool backward);
+
+  int64_t queries() const { return batch * heads * length; }
+  int64_t keys() const { return batch * kv_heads * length; }
+
+  DType dtype;
+  int64_t batch, heads, kv_heads, length, width;
+  HeadStrides q_strides, k_strides, o_strides, dq_strides, dk_strides;
+  CudaPlace q, k, v, out, lse;
+  CudaPlace rng;                      // Any operand where nothing is dropped.
+  CudaPlace dout, delta, dq, dk, dv;  // Backward alone; delta is the workspace.
+};
+
+// "typedef ... T;", the strides above, kBatch, kHeads, kGroup (heads that share a key-value head), kLength, kWidth,
+// kQueries, kWindow, kKey, kCausal, kDropout, kBf16, kScale, kRate and kKeep, then the text of attention_common.cuh.
+std::string AttentionConstants(const CudaCall& call, const CudaAttention& attention);
+
+}  // namespace mt
+
+#endif  // MT_CODEGEN_CUDA_ATTENTION_H_
