@@ -1,6 +1,7 @@
 // Times training steps of a zoo model on random tokens and prints one JSON line: what bench/steps.py runs beside
 // PyTorch. A step on a GPU is timed from the batch on the device to the updated weights.
 //   step_bench tiny_char --batch=4 [--seq=N] [--target=cpu|cuda] [--passes=LIST] [--threads=N] [--steps=N] [--by-op]
+//     [--matmul-algos=timed|heuristic|report]
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -8,6 +9,7 @@
 #include <memory>
 #include <numeric>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/numbers.h"
@@ -34,7 +36,7 @@ using Clock = std::chrono::steady_clock;
 double Seconds(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 struct Options {
-  std::string model, passes = "default", target = "cpu";
+  std::string model, passes = "default", target = "cpu", matmul_algos = "timed";
   ModelOptions model_options;
   int64_t threads = 0, steps = 12, warmup = 2;
   bool by_op = false;
@@ -61,6 +63,9 @@ absl::StatusOr<Options> Parse(int argc, char** argv) {
       options.passes = std::string(arg);
     } else if (absl::ConsumePrefix(&arg, "--target=")) {
       options.target = std::string(arg);
+    } else if (absl::ConsumePrefix(&arg, "--matmul-algos=") &&
+               (arg == "timed" || arg == "heuristic" || arg == "report")) {
+      options.matmul_algos = std::string(arg);
     } else if (arg == "--by-op") {
       options.by_op = true;
     } else if (options.model.empty() && arg.substr(0, 1) != "-") {
@@ -69,7 +74,7 @@ absl::StatusOr<Options> Parse(int argc, char** argv) {
       return absl::InvalidArgumentError(absl::StrCat(
           "\"", arg,
           "\": usage: step_bench MODEL [--batch=N] [--seq=N] [--target=cpu|cuda] [--passes=LIST] [--threads=N] "
-          "[--steps=N] [--by-op]"));
+          "[--steps=N] [--by-op] [--matmul-algos=timed|heuristic|report]"));
     }
   }
   if (options.model.empty()) return absl::InvalidArgumentError("a MODEL is needed");
@@ -77,7 +82,15 @@ absl::StatusOr<Options> Parse(int argc, char** argv) {
 }
 
 absl::StatusOr<std::unique_ptr<Backend>> BackendOf(const Options& options) {
-  if (options.target != "cpu") return MakeCudaBackend(0);
+  if (options.target != "cpu") {
+    CudaOptions cuda;
+    cuda.time_matmuls = options.matmul_algos != "heuristic";
+    cuda.warn = [](const std::string& warning) { std::fprintf(stderr, "warning: %s\n", warning.c_str()); };
+    if (options.matmul_algos == "report") {
+      cuda.report = [](const std::string& line) { std::printf("%s\n", line.c_str()); };
+    }
+    return MakeCudaBackend(0, std::move(cuda));
+  }
   return MakeCpuBackend(static_cast<int>(options.threads));
 }
 

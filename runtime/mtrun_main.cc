@@ -345,6 +345,10 @@ absl::StatusOr<std::unique_ptr<Backend>> BackendOf(const proto::PlanProto& plan,
       return absl::InvalidArgumentError(
           absl::StrCat("--device numbers a GPU; ", path, " is a plan for ", plan.target(), ": leave it out"));
     }
+    if (args.Has("matmul-algos")) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--matmul-algos is about cuBLASLt; ", path, " is a plan for ", plan.target(), ": leave it out"));
+    }
     return MakeCpuBackend(static_cast<int>(args.OptionalInt("threads").value_or(0)));
   }
   if (args.Bool("measure") || args.Has("trace")) {
@@ -352,8 +356,11 @@ absl::StatusOr<std::unique_ptr<Backend>> BackendOf(const proto::PlanProto& plan,
                                                  " reads the arena through the host's pointers, and ", path,
                                                  " is a plan for ", plan.target(), ": leave it out"));
   }
+  CudaOptions options;
+  options.time_matmuls = args.String("matmul-algos") == "timed";
+  options.warn = [](const std::string& warning) { std::fprintf(stderr, "warning: %s\n", warning.c_str()); };
   absl::StatusOr<std::unique_ptr<Backend>> backend =
-      MakeCudaBackend(static_cast<int>(args.OptionalInt("device").value_or(0)));
+      MakeCudaBackend(static_cast<int>(args.OptionalInt("device").value_or(0)), std::move(options));
   if (!backend.ok()) {
     return Annotate(backend.status(), absl::StrCat(path, " is a plan for ", plan.target()));
   }

@@ -17,7 +17,7 @@ absl::Status BuiltWithout() {
 }  // namespace
 
 absl::StatusOr<CudaDeviceInfo> DescribeCudaDevice(int) { return BuiltWithout(); }
-absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(int) { return BuiltWithout(); }
+absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(int, CudaOptions) { return BuiltWithout(); }
 
 }  // namespace mt
 

@@ -13,6 +13,7 @@
 #include "ir/base/check.h"
 #include "ir/base/file.h"
 #include "ir/base/hash.h"
+#include "ir/base/paths.h"
 #include "ir/base/status_macros.h"
 
 #ifdef MT_HAS_CUDA
@@ -134,15 +135,6 @@ absl::StatusOr<std::string> Compile(const Nvrtc& nvrtc, const std::string& sourc
                                           ": ", nvrtc.nvrtcGetErrorString(result), ": ", FirstError(log)));
 }
 
-// "" where there is no home.
-std::string CacheFolder() {
-  if (const char* folder = std::getenv("XDG_CACHE_HOME"); folder != nullptr && *folder != 0) {
-    return absl::StrCat(folder, "/mt/cubins");
-  }
-  const char* home = std::getenv("HOME");
-  return home != nullptr && *home != 0 ? absl::StrCat(home, "/.cache/mt/cubins") : "";
-}
-
 std::mutex& ProblemMutex() {
   static std::mutex& mutex = *new std::mutex;
   return mutex;
@@ -176,9 +168,9 @@ absl::StatusOr<std::string> CompileCudaSource(absl::string_view source, const Ta
   CHECK(target.is_cuda()) << target.ToString();
   RETURN_IF_ERROR(TheNvrtc().status());
   const Nvrtc& nvrtc = *TheNvrtc();
-  const std::string folder = CacheFolder();
-  std::string path;
+  std::string folder = CacheFolder(), path;
   if (!folder.empty()) {
+    absl::StrAppend(&folder, "/cubins");
     const std::string key =
         absl::StrCat(nvrtc.version, "\n", Architecture(target), "\n", absl::StrJoin(Options(), " "), "\n", source);
     path = absl::StrFormat("%s/%016x%016x", folder, Fnv1a(key), Fnv1a(key, 0x9ae16a3b2f90404fu));

@@ -1,5 +1,6 @@
 #include "ir/base/paths.h"
 
+#include <cstdlib>
 #include <filesystem>
 #include <system_error>
 
@@ -32,6 +33,16 @@ std::string ModelsFolder() {
 std::string SuitesFolder() {
   const std::string installed = InstalledFolder("suites");
   return installed.empty() ? MT_SOURCE_FOLDER "/bench/suites" : installed;
+}
+
+std::string CacheFolder() {
+  const auto variable = [](const char* name) {
+    const char* value = std::getenv(name);
+    return std::string(value == nullptr ? "" : value);
+  };
+  if (const std::string folder = variable("XDG_CACHE_HOME"); !folder.empty()) return folder + "/mt";
+  const std::string home = variable("HOME");
+  return home.empty() ? "" : home + "/.cache/mt";
 }
 
 }  // namespace mt

@@ -16,6 +16,9 @@ std::string ModelsFolder();
 // The same for the suites of mtlab: ../share/mt/suites, else bench/suites/.
 std::string SuitesFolder();
 
+// Where the user's caches are: $XDG_CACHE_HOME/mt, else ~/.cache/mt; "" where there is no home.
+std::string CacheFolder();
+
 }  // namespace mt
 
 #endif  // MT_IR_BASE_PATHS_H_

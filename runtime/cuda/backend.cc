@@ -17,6 +17,8 @@
 #include "proto/plan.pb.h"
 #include "runtime/cuda/cublaslt.h"
 #include "runtime/cuda/driver.h"
+#include "runtime/cuda/matmul_timer.h"
+#include "runtime/cuda/nvml.h"
 
 namespace mt {
 namespace {
@@ -25,7 +27,8 @@ CUdeviceptr Address(const void* at) { return reinterpret_cast<CUdeviceptr>(at); 
 
 class CudaBackend : public Backend {
  public:
-  CudaBackend(const CudaDriver& driver, CudaDeviceInfo info) : driver_(driver), info_(std::move(info)) {}
+  CudaBackend(const CudaDriver& driver, CudaDeviceInfo info, CudaOptions options)
+      : driver_(driver), info_(std::move(info)), options_(std::move(options)) {}
   ~CudaBackend() override;
 
   absl::Status Open();
@@ -47,6 +50,33 @@ class CudaBackend : public Backend {
     Must(driver_.cuMemGetInfo(&free, &total), "asking for free memory");
     return static_cast<int64_t>(total - free);
   }
+  int64_t ProcessDeviceBytes() override {
+    size_t free = 0, total = 0;
+    Must(driver_.cuMemGetInfo(&free, &total), "asking for free memory");
+    return free_before_ < 0 ? -1 : free_before_ - static_cast<int64_t>(free);
+  }
+
+  // One that runs, and one that waits.
+  int64_t programs_in_flight() const override { return 2; }
+  absl::StatusOr<std::byte*> AllocatePinned(int64_t bytes) override;
+  void Copy(Lane lane, void* to, const void* from, int64_t bytes) override {
+    Must(driver_.cuMemcpyAsync(Address(to), Address(from), static_cast<size_t>(bytes), StreamOf(lane)), "copying");
+  }
+  int64_t Record(Lane lane) override {
+    const int64_t point = next_point_++;
+    Must(driver_.cuEventRecord(EventOf(point), StreamOf(lane)), "recording an event");
+    return point;
+  }
+  // An event that has been recorded again since stands for a later point: that much is waited for, and no less.
+  void WaitIn(Lane lane, int64_t point) override {
+    Must(driver_.cuStreamWaitEvent(StreamOf(lane), EventOf(point), 0), "waiting for an event");
+  }
+  void WaitOnHost(int64_t point) override {
+    Must(driver_.cuEventSynchronize(EventOf(point)), "waiting for the device");
+  }
+  void HashGranules(const std::byte* from, int64_t bytes, absl::Span<uint64_t> hashes) override;
+  std::vector<double> Time(int count, const std::function<void(int)>& run) override;
+  absl::StatusOr<std::byte*> AllocateGuarded(int64_t bytes) override;
 
  private:
   // After load, a call fails only where the device or our code does: there is nothing to go on with.
@@ -59,41 +89,74 @@ class CudaBackend : public Backend {
   // Where a place lies: the verifier has seen that it is one.
   static CUdeviceptr PlaceOf(const KernelCall& call, const proto::CudaPlaceProto& place);
 
+  CUstream StreamOf(Lane lane) const { return lane == Lane::kThunks ? stream_ : inputs_stream_; }
+  CUevent EventOf(int64_t point) const { return events_[static_cast<size_t>(point) % events_.size()]; }
+  absl::Status NotEnough(int64_t bytes, absl::string_view what) const;
+
   static constexpr int64_t kStagingBytes = int64_t{4} << 20;
+  static constexpr size_t kEvents = 64;
 
   const CudaDriver& driver_;
   const CudaDeviceInfo info_;
+  const CudaOptions options_;
   CUdevice device_ = 0;
   CUcontext context_ = nullptr;
-  CUstream stream_ = nullptr;
+  CUstream stream_ = nullptr, inputs_stream_ = nullptr;
+  std::vector<CUevent> events_;  // Points in the lanes, used in turn.
+  int64_t next_point_ = 0;
+  std::vector<CUevent> clock_;  // Events that take the time, made when they are asked for.
+  std::string pci_bus_id_;
+  int64_t free_before_ = -1;  // Bytes free on the device before the context was made; -1: not known.
+  Target target_;             // The plan's.
   CUdeviceptr arena_ = 0;
-  std::byte* staging_ = nullptr;  // Pinned, for copies.
+  std::vector<CUdeviceptr> guarded_;
+  std::byte* staging_ = nullptr;  // Pinned, for copies that the host waits for.
+  std::vector<std::byte*> pinned_;
+  CUfunction hash_ = nullptr;  // Hashes granules; null: not made yet, or there is no compiler.
+  bool hash_tried_ = false;
   std::unique_ptr<CublasLt> cublaslt_;
+  std::unique_ptr<MatmulTimer> matmul_timer_;
   std::vector<CUmodule> modules_;
   std::vector<CUgraphExec> graphs_;
 };
 
 CudaBackend::~CudaBackend() {
   if (context_ == nullptr) return;
-  driver_.cuStreamSynchronize(stream_);
+  if (inputs_stream_ != nullptr) driver_.cuStreamSynchronize(inputs_stream_);
+  if (stream_ != nullptr) driver_.cuStreamSynchronize(stream_);
   for (const CUgraphExec graph : graphs_) driver_.cuGraphExecDestroy(graph);
   for (const CUmodule module : modules_) driver_.cuModuleUnload(module);
+  matmul_timer_.reset();
   cublaslt_.reset();
+  for (const std::vector<CUevent>& events : {events_, clock_}) {
+    for (const CUevent event : events) driver_.cuEventDestroy(event);
+  }
   if (arena_ != 0) driver_.cuMemFree(arena_);
-  if (staging_ != nullptr) driver_.cuMemFreeHost(staging_);
+  for (const CUdeviceptr buffer : guarded_) driver_.cuMemFree(buffer);
+  for (std::byte* memory : pinned_) driver_.cuMemFreeHost(memory);
+  if (inputs_stream_ != nullptr) driver_.cuStreamDestroy(inputs_stream_);
   if (stream_ != nullptr) driver_.cuStreamDestroy(stream_);
   driver_.cuDevicePrimaryCtxRelease(device_);
 }
 
 absl::Status CudaBackend::Open() {
   RETURN_IF_ERROR(Status(driver_.cuDeviceGet(&device_, info_.index), "opening the device"));
+  char bus_id[32] = {};
+  RETURN_IF_ERROR(Status(driver_.cuDeviceGetPCIBusId(bus_id, sizeof(bus_id) - 1, device_), "naming the device's bus"));
+  pci_bus_id_ = bus_id;
+  if (const absl::StatusOr<NvmlMemory> memory = AskNvml(pci_bus_id_); memory.ok()) free_before_ = memory->free_bytes;
   RETURN_IF_ERROR(Status(driver_.cuDevicePrimaryCtxRetain(&context_, device_), "making a context on the device"));
   RETURN_IF_ERROR(Status(driver_.cuCtxSetCurrent(context_), "entering the context"));
   RETURN_IF_ERROR(Status(driver_.cuStreamCreate(&stream_, CU_STREAM_NON_BLOCKING), "making a stream"));
-  void* staging = nullptr;
-  RETURN_IF_ERROR(Status(driver_.cuMemHostAlloc(&staging, static_cast<size_t>(kStagingBytes), 0), "pinning memory"));
-  staging_ = static_cast<std::byte*>(staging);
+  RETURN_IF_ERROR(Status(driver_.cuStreamCreate(&inputs_stream_, CU_STREAM_NON_BLOCKING), "making a stream"));
+  for (size_t i = 0; i < kEvents; ++i) {
+    CUevent event = nullptr;
+    RETURN_IF_ERROR(Status(driver_.cuEventCreate(&event, CU_EVENT_DISABLE_TIMING), "making an event"));
+    events_.push_back(event);
+  }
+  ASSIGN_OR_RETURN(staging_, AllocatePinned(kStagingBytes));
   ASSIGN_OR_RETURN(cublaslt_, LoadCublasLt());
+  matmul_timer_ = std::make_unique<MatmulTimer>(driver_, stream_, info_, cublaslt_->version(), options_);
   return absl::OkStatus();
 }
 
@@ -102,10 +165,13 @@ absl::Status CudaBackend::LoadCode(const proto::PlanProto& plan) {
   // A cubin runs on devices of its own major version and at least its minor; sm_90a on 9.0 alone.
   const bool runs = target.sm / 10 == info_.sm / 10 && target.sm <= info_.sm;
   if (!runs) {
-    return absl::FailedPreconditionError(absl::StrCat("the plan is for ", plan.target(), ", device ", info_.index, " (",
-                                                      info_.name, ") is sm_", info_.sm,
-                                                      "; compile it with --target cuda:sm_", info_.sm));
+    const absl::StatusOr<Target> own = TargetOfDevice(info_.sm);
+    return absl::FailedPreconditionError(
+        absl::StrCat("the plan is for ", plan.target(), ", device ", info_.index, " (", info_.name, ") is ",
+                     info_.sm < target.sm ? "an older sm_" : "sm_", info_.sm, "; compile it with --target ",
+                     own.ok() ? own->ToString() : "cpu"));
   }
+  target_ = target;
   if (plan.cuda().programs_size() != plan.programs_size()) {
     return absl::FailedPreconditionError(
         absl::StrCat("the plan of ", plan.model(), " holds no device code; compile it again with this mtc"));
@@ -117,8 +183,14 @@ absl::Status CudaBackend::LoadCode(const proto::PlanProto& plan) {
       ASSIGN_OR_RETURN(cubin, CompileCudaSource(proto.source(), target));
     }
     CUmodule module = nullptr;
-    RETURN_IF_ERROR(Status(driver_.cuModuleLoadDataEx(&module, cubin.data(), 0, nullptr, nullptr),
-                           absl::StrCat("loading kernel ", i, " of the plan")));
+    const CUresult loaded = driver_.cuModuleLoadDataEx(&module, cubin.data(), 0, nullptr, nullptr);
+    if (loaded == CUDA_ERROR_INVALID_IMAGE || loaded == CUDA_ERROR_NO_BINARY_FOR_GPU) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("the driver does not take module ", i, " of the plan (",
+                       CudaStatus(driver_, loaded, "loading").message(), "): it is damaged, or ", proto.compiler(),
+                       " is newer than the driver; compile the plan again with mtc compile", " on this machine"));
+    }
+    RETURN_IF_ERROR(Status(loaded, absl::StrCat("loading module ", i, " of the plan")));
     modules_.push_back(module);
   }
   return absl::OkStatus();
@@ -128,19 +200,111 @@ absl::StatusOr<std::byte*> CudaBackend::AllocateArena(int64_t bytes) {
   CHECK(arena_ == 0) << "one arena a backend";
   size_t free = 0, total = 0;
   RETURN_IF_ERROR(Status(driver_.cuMemGetInfo(&free, &total), "asking for free memory"));
-  const int64_t available = static_cast<int64_t>(free);
-  if (bytes > available) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("the plan needs an arena of ", FormatBytes(bytes), " (", bytes, " bytes); device ", info_.index,
-                     " (", info_.name, ") has ", FormatBytes(available), " free of ",
-                     FormatBytes(static_cast<int64_t>(total)), ": ", FormatBytes(bytes - available),
-                     " short. Other processes may hold memory (nvidia-smi lists them); else compile ",
-                     "with a smaller --batch or --memory ", available >> 20, "MiB"));
-  }
-  RETURN_IF_ERROR(Status(driver_.cuMemAlloc(&arena_, static_cast<size_t>(std::max<int64_t>(bytes, 1))),
-                         absl::StrCat("allocating an arena of ", FormatBytes(bytes))));
+  const absl::string_view what = "the plan needs an arena";
+  if (bytes > static_cast<int64_t>(free)) return NotEnough(bytes, what);
+  const CUresult made = driver_.cuMemAlloc(&arena_, static_cast<size_t>(std::max<int64_t>(bytes, 1)));
+  if (made == CUDA_ERROR_OUT_OF_MEMORY) return NotEnough(bytes, what);
+  RETURN_IF_ERROR(Status(made, absl::StrCat("allocating an arena of ", FormatBytes(bytes))));
   Fill(reinterpret_cast<std::byte*>(arena_), 0, bytes);
   return reinterpret_cast<std::byte*>(arena_);
+}
+
+// Memory ran out: who has it.
+absl::Status CudaBackend::NotEnough(int64_t bytes, absl::string_view what) const {
+  size_t free = 0, total = 0;
+  RETURN_IF_ERROR(Status(driver_.cuMemGetInfo(&free, &total), "asking for free memory"));
+  const int64_t available = static_cast<int64_t>(free), reported = std::max<int64_t>(0, bytes - available);
+  std::string holders;
+  if (const absl::StatusOr<NvmlMemory> memory = AskNvml(pci_bus_id_); memory.ok()) holders = HoldersText(*memory);
+  return absl::ResourceExhaustedError(
+      absl::StrCat(what, " of ", FormatBytes(bytes), " (", bytes, " bytes); device ", info_.index, " (", info_.name,
+                   ") has ", FormatBytes(available), " free of ", FormatBytes(static_cast<int64_t>(total)),
+                   reported > 0 ? absl::StrCat(": ", FormatBytes(reported), " short") : ", in pieces",
+                   holders.empty() ? "" : absl::StrCat("; ", holders), ". Compile with a smaller --batch or --memory ",
+                   available >> 20, "MiB"));
+}
+
+absl::StatusOr<std::byte*> CudaBackend::AllocateGuarded(int64_t bytes) {
+  CUdeviceptr buffer = 0;
+  const CUresult made = driver_.cuMemAlloc(&buffer, static_cast<size_t>(std::max<int64_t>(bytes, 1)));
+  if (made == CUDA_ERROR_OUT_OF_MEMORY) return NotEnough(bytes, "a plan whose buffers share nothing needs one more");
+  RETURN_IF_ERROR(Status(made, absl::StrCat("allocating a buffer of ", FormatBytes(bytes))));
+  guarded_.push_back(buffer);
+  return reinterpret_cast<std::byte*>(buffer);
+}
+
+absl::StatusOr<std::byte*> CudaBackend::AllocatePinned(int64_t bytes) {
+  void* memory = nullptr;
+  RETURN_IF_ERROR(Status(driver_.cuMemHostAlloc(&memory, static_cast<size_t>(std::max<int64_t>(bytes, 1)), 0),
+                         absl::StrCat("pinning ", FormatBytes(bytes), " of the host's memory")));
+  pinned_.push_back(static_cast<std::byte*>(memory));
+  std::memset(memory, 0, static_cast<size_t>(bytes));
+  return pinned_.back();
+}
+
+// A thread a granule, as HashGranule does it.
+constexpr char kHashSource[] = R"(
+extern "C" __global__ void mt_hash_granules(const unsigned long long* words, unsigned long long* hashes,
+                                            unsigned long long granules) {
+  const unsigned long long g = blockIdx.x * static_cast<unsigned long long>(blockDim.x) + threadIdx.x;
+  if (g >= granules) return;
+  unsigned long long lanes[4] = {1, 2, 3, 4};
+#pragma unroll
+  for (int i = 0; i < 32; ++i) {
+    const unsigned long long v = (lanes[i % 4] ^ words[g * 32 + i]) * 0x9E3779B97F4A7C15ull;
+    lanes[i % 4] = v << 29 | v >> 35;
+  }
+  hashes[g] = ((lanes[0] * 31 + lanes[1]) * 31 + lanes[2]) * 31 + lanes[3];
+}
+)";
+
+// On the device, where there is a compiler or a kept kernel; else by way of the host.
+void CudaBackend::HashGranules(const std::byte* from, int64_t bytes, absl::Span<uint64_t> hashes) {
+  if (!hash_tried_) {
+    hash_tried_ = true;
+    const absl::StatusOr<std::string> cubin = CompileCudaSource(kHashSource, target_);
+    CUmodule module = nullptr;
+    if (cubin.ok() && driver_.cuModuleLoadDataEx(&module, cubin->data(), 0, nullptr, nullptr) == CUDA_SUCCESS) {
+      modules_.push_back(module);
+      Must(driver_.cuModuleGetFunction(&hash_, module, "mt_hash_granules"), "finding the kernel that hashes");
+    }
+  }
+  static_assert(kGranuleBytes == 32 * sizeof(uint64_t));
+  constexpr int64_t kThreads = 128, kMost = kStagingBytes / int64_t{sizeof(uint64_t)};
+  const int64_t whole = hash_ == nullptr || Address(from) % sizeof(uint64_t) != 0 ? 0 : bytes / kGranuleBytes;
+  for (int64_t done = 0; done < whole; done += kMost) {
+    uint64_t count = static_cast<uint64_t>(std::min(kMost, whole - done));
+    CUdeviceptr words = Address(from + done * kGranuleBytes), out = Address(staging_);
+    void* arguments[] = {&words, &out, &count};
+    Must(driver_.cuLaunchKernel(hash_, static_cast<unsigned>((static_cast<int64_t>(count) + kThreads - 1) / kThreads),
+                                1, 1, kThreads, 1, 1, 0, stream_, arguments, nullptr),
+         "launching the kernel that hashes");
+    Synchronize();
+    std::memcpy(hashes.data() + done, staging_, count * sizeof(uint64_t));
+  }
+  const int64_t rest = bytes - whole * kGranuleBytes;
+  if (rest > 0) Backend::HashGranules(from + whole * kGranuleBytes, rest, hashes.subspan(static_cast<size_t>(whole)));
+}
+
+std::vector<double> CudaBackend::Time(int count, const std::function<void(int)>& run) {
+  while (clock_.size() <= static_cast<size_t>(count)) {
+    CUevent event = nullptr;
+    Must(driver_.cuEventCreate(&event, CU_EVENT_DEFAULT), "making an event");
+    clock_.push_back(event);
+  }
+  Must(driver_.cuEventRecord(clock_[0], stream_), "recording an event");
+  for (int i = 0; i < count; ++i) {
+    run(i);
+    Must(driver_.cuEventRecord(clock_[static_cast<size_t>(i) + 1], stream_), "recording an event");
+  }
+  Synchronize();
+  std::vector<double> times;
+  for (int i = 0; i < count; ++i) {
+    float milliseconds = 0;
+    Must(driver_.cuEventElapsedTime(&milliseconds, clock_[0], clock_[static_cast<size_t>(i) + 1]), "reading the time");
+    times.push_back(static_cast<double>(milliseconds) * 1e-3);
+  }
+  return times;
 }
 
 void CudaBackend::CopyToDevice(std::byte* to, const void* from, int64_t bytes) {
@@ -224,8 +388,12 @@ absl::StatusOr<Thunk> CudaBackend::Bind(const KernelCall& call) {
       if (m.has_bias()) at.bias = PlaceOf(call, m.bias());
       if (m.has_accumulator()) at.accumulator = PlaceOf(call, m.accumulator());
       if (m.workspace_bytes() > 0) at.workspace = PlaceOf(call, m.workspace());
-      ASSIGN_OR_RETURN(Thunk thunk, cublaslt_->Bind(m, at, stream_));
-      thunks.push_back(std::move(thunk));
+      ASSIGN_OR_RETURN(std::shared_ptr<const CublasLtMatmul> matmul, cublaslt_->Bind(m, at, stream_));
+      ASSIGN_OR_RETURN(std::string algorithm, matmul_timer_->Choose(m, at, *matmul));
+      thunks.push_back([matmul = std::move(matmul), algorithm = std::move(algorithm)] {
+        const absl::Status status = matmul->Run(algorithm);
+        CHECK(status.ok()) << status;
+      });
     } else if (step.has_fill()) {
       const CUdeviceptr at = PlaceOf(call, step.fill().place());
       const uint8_t value = static_cast<uint8_t>(step.fill().value());
@@ -244,6 +412,7 @@ absl::StatusOr<Thunk> CudaBackend::Bind(const KernelCall& call) {
 }
 
 absl::StatusOr<Thunk> CudaBackend::Capture(const std::vector<Thunk>& thunks) {
+  matmul_timer_->Save();  // All of the program's matmuls are bound.
   RETURN_IF_ERROR(Status(driver_.cuStreamBeginCapture(stream_, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL), "capturing"));
   for (const Thunk& thunk : thunks) thunk();
   CUgraph graph = nullptr;
@@ -258,10 +427,10 @@ absl::StatusOr<Thunk> CudaBackend::Capture(const std::vector<Thunk>& thunks) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(int index) {
+absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(int index, CudaOptions options) {
   ASSIGN_OR_RETURN(const CudaDriver* driver, LoadCudaDriver());
   ASSIGN_OR_RETURN(CudaDeviceInfo info, DescribeCudaDevice(index));
-  auto backend = std::make_unique<CudaBackend>(*driver, std::move(info));
+  auto backend = std::make_unique<CudaBackend>(*driver, std::move(info), std::move(options));
   RETURN_IF_ERROR(backend->Open());
   return backend;
 }

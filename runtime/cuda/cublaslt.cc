@@ -3,6 +3,7 @@
 #include <cublasLt.h>
 #include <dlfcn.h>
 
+#include <cstring>
 #include <string>
 #include <utility>
 
@@ -17,6 +18,7 @@ namespace {
 #define MT_CUBLASLT_FUNCTIONS(X)          \
   X(cublasLtCreate)                       \
   X(cublasLtDestroy)                      \
+  X(cublasLtGetVersion)                   \
   X(cublasLtGetStatusString)              \
   X(cublasLtMatmul)                       \
   X(cublasLtMatmulDescCreate)             \
@@ -28,7 +30,8 @@ namespace {
   X(cublasLtMatmulPreferenceCreate)       \
   X(cublasLtMatmulPreferenceDestroy)      \
   X(cublasLtMatmulPreferenceSetAttribute) \
-  X(cublasLtMatmulAlgoGetHeuristic)
+  X(cublasLtMatmulAlgoGetHeuristic)       \
+  X(cublasLtMatmulAlgoConfigGetAttribute)
 
 struct Library {
 #define MT_DECLARE(name) decltype(&::name) name = nullptr;
@@ -71,16 +74,22 @@ absl::StatusOr<cudaDataType_t> DataType(const std::string& dtype) {
   return absl::InvalidArgumentError(absl::StrCat("matmul of ", dtype, "; expected f32, bf16 or f16"));
 }
 
-std::string Describe(const proto::CudaMatmulProto& m) {
+std::string DescribeMatmul(const proto::CudaMatmulProto& m) {
   return absl::StrCat("matmul ", m.batch(), " x [", m.m(), ",", m.k(), "] x [", m.k(), ",", m.n(), "] ", m.dtype(),
                       " -> ", m.result_dtype());
 }
 
+uint32_t AlignmentOf(CUdeviceptr address) {
+  uint32_t bytes = 256;
+  while (address % bytes != 0) bytes /= 2;
+  return bytes;
+}
+
 // Owns the descriptors of one matmul.
-class BoundMatmul {
+class BoundMatmul : public CublasLtMatmul {
  public:
   BoundMatmul(const Library& library, cublasLtHandle_t handle) : library_(library), handle_(handle) {}
-  ~BoundMatmul() {
+  ~BoundMatmul() override {
     for (cublasLtMatrixLayout_t layout : {a_, b_, c_, d_}) {
       if (layout != nullptr) library_.cublasLtMatrixLayoutDestroy(layout);
     }
@@ -91,14 +100,20 @@ class BoundMatmul {
 
   absl::Status Create(const proto::CudaMatmulProto& m, const CudaMatmulPointers& at, CUstream stream);
 
-  void Run() const {
+  absl::StatusOr<std::vector<std::string>> Propose(int most) const override;
+  std::string Describe(const std::string& algorithm) const override;
+
+  absl::Status Run(const std::string& algorithm) const override {
+    cublasLtMatmulAlgo_t algo;
+    CHECK(algorithm.size() == sizeof(algo));
+    std::memcpy(&algo, algorithm.data(), sizeof(algo));
     const float one = 1, beta = beta_;
     // The library's matrices lie by columns: d' = b' a', each the transpose of ours, which costs nothing.
-    const cublasStatus_t status = library_.cublasLtMatmul(
-        handle_, operation_, &one, Pointer(at_.b), a_, Pointer(at_.a), b_, &beta,
-        Pointer(at_.accumulator == 0 ? at_.d : at_.accumulator), c_, Pointer(at_.d), d_, &algorithm_,
-        Pointer(at_.workspace), workspace_bytes_, reinterpret_cast<cudaStream_t>(stream_));
-    CHECK(status == CUBLAS_STATUS_SUCCESS) << "cublasLtMatmul: " << library_.cublasLtGetStatusString(status);
+    const cublasStatus_t status =
+        library_.cublasLtMatmul(handle_, operation_, &one, Pointer(at_.b), a_, Pointer(at_.a), b_, &beta,
+                                Pointer(at_.accumulator == 0 ? at_.d : at_.accumulator), c_, Pointer(at_.d), d_, &algo,
+                                Pointer(at_.workspace), workspace_bytes_, reinterpret_cast<cudaStream_t>(stream_));
+    return Check(status, "cublasLtMatmul");
   }
 
  private:
@@ -131,8 +146,8 @@ class BoundMatmul {
   cublasLtHandle_t handle_;
   cublasLtMatmulDesc_t operation_ = nullptr;
   cublasLtMatrixLayout_t a_ = nullptr, b_ = nullptr, c_ = nullptr, d_ = nullptr;
-  cublasLtMatmulAlgo_t algorithm_ = {};
   CudaMatmulPointers at_;
+  std::string what_;
   float beta_ = 0;
   size_t workspace_bytes_ = 0;
   CUstream stream_ = nullptr;
@@ -140,10 +155,12 @@ class BoundMatmul {
 
 absl::Status BoundMatmul::Create(const proto::CudaMatmulProto& m, const CudaMatmulPointers& at, CUstream stream) {
   at_ = at;
+  what_ = DescribeMatmul(m);
   stream_ = stream;
   beta_ = at.accumulator == 0 ? 0 : 1;
   workspace_bytes_ = static_cast<size_t>(m.workspace_bytes());
-  if (m.batch() > INT32_MAX) return absl::InvalidArgumentError(absl::StrCat(Describe(m), ": the batch is too large"));
+  if (m.batch() > INT32_MAX)
+    return absl::InvalidArgumentError(absl::StrCat(DescribeMatmul(m), ": the batch is too large"));
   ASSIGN_OR_RETURN(const cudaDataType_t type, DataType(m.dtype()));
   ASSIGN_OR_RETURN(const cudaDataType_t result_type, DataType(m.result_dtype()));
   RETURN_IF_ERROR(Check(library_.cublasLtMatmulDescCreate(
@@ -161,8 +178,10 @@ absl::Status BoundMatmul::Create(const proto::CudaMatmulProto& m, const CudaMatm
   RETURN_IF_ERROR(Layout(b_, type, rows_of(m.transpose_a(), m.k(), m.m()), rows_of(m.transpose_a(), m.m(), m.k()),
                          m.batch(), m.stride_a()));
   RETURN_IF_ERROR(Layout(c_, result_type, m.n(), m.m(), m.batch(), m.stride_d()));
-  RETURN_IF_ERROR(Layout(d_, result_type, m.n(), m.m(), m.batch(), m.stride_d()));
+  return Layout(d_, result_type, m.n(), m.m(), m.batch(), m.stride_d());
+}
 
+absl::StatusOr<std::vector<std::string>> BoundMatmul::Propose(int most) const {
   cublasLtMatmulPreference_t preference = nullptr;
   RETURN_IF_ERROR(Check(library_.cublasLtMatmulPreferenceCreate(&preference), "cublasLtMatmulPreferenceCreate"));
   // Sums split over k are added in the workspace, in a fixed order.
@@ -174,34 +193,65 @@ absl::Status BoundMatmul::Create(const proto::CudaMatmulProto& m, const CudaMatm
   status.Update(Check(library_.cublasLtMatmulPreferenceSetAttribute(
                           preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reductions, sizeof(reductions)),
                       "reduction schemes"));
-  const auto alignment = [](CUdeviceptr address) {
-    uint32_t bytes = 256;
-    while (address % bytes != 0) bytes /= 2;
-    return bytes;
-  };
   for (const auto& [attribute, address] :
-       {std::pair(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, at.b),
-        std::pair(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, at.a),
-        std::pair(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, at.accumulator == 0 ? at.d : at.accumulator),
-        std::pair(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, at.d)}) {
-    const uint32_t bytes = alignment(address);
+       {std::pair(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, at_.b),
+        std::pair(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, at_.a),
+        std::pair(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, at_.accumulator == 0 ? at_.d : at_.accumulator),
+        std::pair(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, at_.d)}) {
+    const uint32_t bytes = AlignmentOf(address);
     status.Update(Check(library_.cublasLtMatmulPreferenceSetAttribute(preference, attribute, &bytes, sizeof(bytes)),
                         "alignment"));
   }
-  cublasLtMatmulHeuristicResult_t found = {};
+  std::vector<cublasLtMatmulHeuristicResult_t> found(static_cast<size_t>(most));
   int count = 0;
+  cublasStatus_t asked = CUBLAS_STATUS_SUCCESS;
   if (status.ok()) {
-    const cublasStatus_t asked =
-        library_.cublasLtMatmulAlgoGetHeuristic(handle_, operation_, a_, b_, c_, d_, preference, 1, &found, &count);
-    if (asked != CUBLAS_STATUS_SUCCESS || count == 0) {
-      status =
-          absl::UnimplementedError(absl::StrCat("cuBLASLt has no algorithm for ", Describe(m), " in ", workspace_bytes_,
-                                                " bytes of workspace: ", library_.cublasLtGetStatusString(asked)));
-    }
+    asked = library_.cublasLtMatmulAlgoGetHeuristic(handle_, operation_, a_, b_, c_, d_, preference, most, found.data(),
+                                                    &count);
   }
   library_.cublasLtMatmulPreferenceDestroy(preference);
-  algorithm_ = found.algo;
-  return status;
+  RETURN_IF_ERROR(status);
+  std::vector<std::string> algorithms;
+  for (int i = 0; i < count && asked == CUBLAS_STATUS_SUCCESS; ++i) {
+    const cublasLtMatmulHeuristicResult_t& result = found[static_cast<size_t>(i)];
+    if (result.state != CUBLAS_STATUS_SUCCESS || result.workspaceSize > workspace_bytes_) continue;
+    algorithms.emplace_back(reinterpret_cast<const char*>(&result.algo), sizeof(result.algo));
+  }
+  if (algorithms.empty()) {
+    return absl::UnimplementedError(absl::StrCat("cuBLASLt has no algorithm for ", what_, " in ", workspace_bytes_,
+                                                 " bytes of workspace: ", library_.cublasLtGetStatusString(asked)));
+  }
+  return algorithms;
+}
+
+std::string BoundMatmul::Describe(const std::string& algorithm) const {
+  cublasLtMatmulAlgo_t algo;
+  CHECK(algorithm.size() == sizeof(algo));
+  std::memcpy(&algo, algorithm.data(), sizeof(algo));
+  std::string text;
+  for (const auto& [name, attribute] :
+       {std::pair("id", CUBLASLT_ALGO_CONFIG_ID), std::pair("tile", CUBLASLT_ALGO_CONFIG_TILE_ID),
+        std::pair("stages", CUBLASLT_ALGO_CONFIG_STAGES_ID), std::pair("split-k", CUBLASLT_ALGO_CONFIG_SPLITK_NUM),
+        std::pair("reduction", CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME),
+        std::pair("swizzle", CUBLASLT_ALGO_CONFIG_CTA_SWIZZLING),
+        std::pair("custom", CUBLASLT_ALGO_CONFIG_CUSTOM_OPTION)}) {
+    int32_t value = 0;
+    size_t written = 0;
+    if (library_.cublasLtMatmulAlgoConfigGetAttribute(&algo, attribute, &value, sizeof(value), &written) ==
+        CUBLAS_STATUS_SUCCESS) {
+      absl::StrAppend(&text, text.empty() ? "" : ", ", name, " ", value);
+    }
+  }
+  for (const auto& [name, attribute] : {std::pair("inner", CUBLASLT_ALGO_CONFIG_INNER_SHAPE_ID),
+                                        std::pair("cluster", CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID)}) {
+    uint16_t value = 0;
+    size_t written = 0;
+    if (library_.cublasLtMatmulAlgoConfigGetAttribute(&algo, attribute, &value, sizeof(value), &written) ==
+        CUBLAS_STATUS_SUCCESS) {
+      absl::StrAppend(&text, ", ", name, " ", value);
+    }
+  }
+  return text;
 }
 
 class CublasLtLibrary : public CublasLt {
@@ -209,11 +259,14 @@ class CublasLtLibrary : public CublasLt {
   CublasLtLibrary(const Library& library, cublasLtHandle_t handle) : library_(library), handle_(handle) {}
   ~CublasLtLibrary() override { library_.cublasLtDestroy(handle_); }
 
-  absl::StatusOr<Thunk> Bind(const proto::CudaMatmulProto& matmul, const CudaMatmulPointers& pointers,
-                             CUstream stream) override {
+  int64_t version() const override { return static_cast<int64_t>(library_.cublasLtGetVersion()); }
+
+  absl::StatusOr<std::shared_ptr<const CublasLtMatmul>> Bind(const proto::CudaMatmulProto& matmul,
+                                                             const CudaMatmulPointers& pointers,
+                                                             CUstream stream) override {
     auto bound = std::make_shared<BoundMatmul>(library_, handle_);
     RETURN_IF_ERROR(bound->Create(matmul, pointers, stream));
-    return Thunk([bound = std::move(bound)] { bound->Run(); });
+    return bound;
   }
 
  private:
@@ -222,6 +275,16 @@ class CublasLtLibrary : public CublasLt {
 };
 
 }  // namespace
+
+std::string MatmulProblem(const proto::CudaMatmulProto& m, const CudaMatmulPointers& at) {
+  const CUdeviceptr c = at.accumulator == 0 ? at.d : at.accumulator;
+  return absl::StrCat(
+      DescribeMatmul(m), m.transpose_a() ? ", a transposed" : "", m.transpose_b() ? ", b transposed" : "",
+      m.tf32() ? ", tf32" : "", at.bias == 0 ? "" : ", bias", at.accumulator == 0 ? "" : ", accumulator",
+      m.batch() == 1 ? "" : absl::StrCat(", strides ", m.stride_a(), " ", m.stride_b(), " ", m.stride_d()),
+      ", alignment ", AlignmentOf(at.a), " ", AlignmentOf(at.b), " ", AlignmentOf(c), " ", AlignmentOf(at.d),
+      ", workspace ", m.workspace_bytes());
+}
 
 absl::StatusOr<std::unique_ptr<CublasLt>> LoadCublasLt() {
   static const Loaded* loaded = new Loaded(Load());

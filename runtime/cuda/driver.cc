@@ -27,8 +27,13 @@ Loaded Load() {
         "with --target cpu");
     return loaded;
   }
+  // CUDA 12.8 gave cuEventElapsedTime a second version with the same arguments; drivers before it have the first alone.
+  const auto find = [&](const char* name, absl::string_view plain) {
+    void* found = dlsym(library, name);
+    return found == nullptr && plain == "cuEventElapsedTime" ? dlsym(library, "cuEventElapsedTime") : found;
+  };
 #define MT_LOOK_UP(name)                                                                                     \
-  loaded.driver.name = reinterpret_cast<decltype(loaded.driver.name)>(dlsym(library, MT_SYMBOL(name)));      \
+  loaded.driver.name = reinterpret_cast<decltype(loaded.driver.name)>(find(MT_SYMBOL(name), #name));         \
   if (loaded.driver.name == nullptr) {                                                                       \
     loaded.status = absl::FailedPreconditionError(                                                           \
         absl::StrCat("the CUDA driver has no ", MT_SYMBOL(name), "; update it to one of CUDA 12 or later")); \
@@ -85,7 +90,8 @@ absl::StatusOr<CudaDeviceInfo> DescribeCudaDevice(int index) {
   info.name = name;
   int major = 0, minor = 0;
   for (const auto& [attribute, value] : {std::pair(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, &major),
-                                         std::pair(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, &minor)}) {
+                                         std::pair(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, &minor),
+                                         std::pair(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, &info.processors)}) {
     RETURN_IF_ERROR(
         CudaStatus(*driver, driver->cuDeviceGetAttribute(value, attribute, device), "asking the device what it is"));
   }

@@ -19,6 +19,7 @@ namespace mt {
   X(cuDeviceGetCount)               \
   X(cuDeviceGetName)                \
   X(cuDeviceGetAttribute)           \
+  X(cuDeviceGetPCIBusId)            \
   X(cuDevicePrimaryCtxRetain)       \
   X(cuDevicePrimaryCtxRelease)      \
   X(cuCtxSetCurrent)                \
@@ -27,12 +28,23 @@ namespace mt {
   X(cuMemFree)                      \
   X(cuMemHostAlloc)                 \
   X(cuMemFreeHost)                  \
+  X(cuMemcpyAsync)                  \
   X(cuMemcpyHtoDAsync)              \
   X(cuMemcpyDtoHAsync)              \
   X(cuMemsetD8Async)                \
   X(cuStreamCreate)                 \
   X(cuStreamDestroy)                \
   X(cuStreamSynchronize)            \
+  X(cuStreamWaitEvent)              \
+  X(cuEventCreate)                  \
+  X(cuEventDestroy)                 \
+  X(cuEventRecord)                  \
+  X(cuEventSynchronize)             \
+  X(cuEventElapsedTime)             \
+  X(cuEventCreate)                  \
+  X(cuEventDestroy)                 \
+  X(cuEventRecordWithFlags)         \
+  X(cuEventElapsedTime)             \
   X(cuStreamBeginCapture)           \
   X(cuStreamEndCapture)             \
   X(cuGraphInstantiate)             \
