@@ -40,9 +40,6 @@ namespace mt {
   X(cuEventDestroy)                 \
   X(cuEventRecord)                  \
   X(cuEventSynchronize)             \
-  X(cuEventElapsedTime)             \
-  X(cuEventCreate)                  \
-  X(cuEventDestroy)                 \
   X(cuEventRecordWithFlags)         \
   X(cuEventElapsedTime)             \
   X(cuStreamBeginCapture)           \
