@@ -47,7 +47,8 @@ TEST(OpTable, RowsWithoutGradient) {
   EXPECT_THAT(names, ::testing::UnorderedElementsAre(
                          "adam", "adam_step", "adamw", "adamw8bit", "all_gather", "all_reduce",
                          "chunked_loss_bias_grad", "chunked_loss_grad", "clip_scale", "count_labels",
-                         "embedding_backward", "fill", "flash_attention_backward", "fused", "global_norm",
+                         "embedding_backward", "fill", "flash_attention_backward",
+                         "flash_attention_packed_backward", "fused", "global_norm",
                          "layer_norm_backward", "loss_scale_step", "reduce_max", "reduce_scatter", "rms_norm_backward",
                          "sinusoid", "softmax_backward", "softmax_cross_entropy_backward"));
 }
@@ -122,6 +123,18 @@ TEST(OpTable, ErrorsNameOperandFactAndExpectation) {
        {f32({2, 4, 5, 8}), f32({2, 4, 5, 8}), f32({2, 4, 5, 8})},
        {{"rate", 0.5}},
        "attribute rate is 0.5; it needs rng=true"},
+      {"flash_attention_packed",
+       {f32({2, 5, 10})},
+       {{"heads", int64_t{4}}, {"kv_heads", int64_t{3}}},
+       "it must divide heads, 4"},
+      {"flash_attention_packed",
+       {f32({2, 5, 10})},
+       {{"heads", int64_t{2}}, {"kv_heads", int64_t{2}}},
+       "operand qkv is f32[2,5,10]; its last dimension must be a multiple of 6"},
+      {"flash_attention_packed_backward",
+       {f32({2, 5, 16}), f32({2, 5, 24}), f32({2, 5, 8}), f32({2, 2, 5})},
+       {{"heads", int64_t{2}}, {"kv_heads", int64_t{2}}},
+       "operand dout is f32[2,5,16]; it must be f32[2,5,8]"},
       {"layer_norm", {f32({2, 3}), f32({4}), f32({4})}, {}, "operand gamma is f32[4]; its dimensions must be [3]"},
       {"softmax_cross_entropy", {f32({2, 3}), i32({3})}, {}, "operand labels is i32[3]; it must be i32[2]"},
       {"softmax_cross_entropy",

@@ -100,14 +100,6 @@ constexpr CudaEmitter kEmitters[] = {{"flash_attention", EmitForward},
                                      {"flash_attention_packed", EmitForward},
                                      {"flash_attention_packed_backward", EmitBackward}};
 
-// Of [B, heads, T, D], and of columns of rows [B, T, row elements].
-HeadStrides HeadMajor(int64_t heads, int64_t length, int64_t width) {
-  return {.batch = heads * length * width, .head = length * width, .row = width};
-}
-HeadStrides RowMajor(int64_t row, int64_t length, int64_t width) {
-  return {.batch = length * row, .head = width, .row = row};
-}
-
 std::string Strides(absl::string_view name, const HeadStrides& strides) {
   return absl::StrCat(Constant(absl::StrCat(name, "Batch"), strides.batch),
                       Constant(absl::StrCat(name, "Head"), strides.head),
@@ -116,45 +108,15 @@ std::string Strides(absl::string_view name, const HeadStrides& strides) {
 
 }  // namespace
 
-CudaAttention::CudaAttention(const CudaCall& call, bool backward) {
-  const int first = backward ? 1 : 0;  // Operand: q, or qkv.
-  const TensorType& type = call.operands[static_cast<size_t>(first)];
-  const bool packed = type.rank() == 3;
-  dtype = type.dtype;
-  batch = type.dim(0);
-  int statistics;  // Operand: the first after q, k and v.
-  if (packed) {
-    heads = call.attrs->Int("heads");
-    kv_heads = call.attrs->Int("kv_heads");
-    length = type.dim(1);
-    width = type.dim(2) / (heads + 2 * kv_heads);
-    q_strides = k_strides = RowMajor(type.dim(2), length, width);
-    o_strides = RowMajor(heads * width, length, width);
-    const int64_t k_offset = heads * width * ByteSize(dtype), v_offset = k_offset + kv_heads * width * ByteSize(dtype);
-    q = OperandPlace(first);
-    k = OperandPlace(first, k_offset);
-    v = OperandPlace(first, v_offset);
-    dq = ResultPlace(0);
-    dk = ResultPlace(0, k_offset);
-    dv = ResultPlace(0, v_offset);
-    statistics = first + 1;
-  } else {
-    heads = type.dim(1);
-    kv_heads = call.operands[static_cast<size_t>(first + 1)].dim(1);
-    length = type.dim(2);
-    width = type.dim(3);
-    q_strides = o_strides = HeadMajor(heads, length, width);
-    k_strides = HeadMajor(kv_heads, length, width);
-    q = OperandPlace(first);
-    k = OperandPlace(first + 1);
-    v = OperandPlace(first + 2);
-    dq = ResultPlace(0);
-    dk = ResultPlace(1);
-    dv = ResultPlace(2);
-    statistics = first + 3;
-  }
-  dq_strides = q_strides;
-  dk_strides = k_strides;
+CudaAttention::CudaAttention(const CudaCall& call, bool backward)
+    : AttentionLayout(LayoutOfAttention(call.operands, *call.attrs, backward)) {
+  const int64_t k_bytes = k_offset * ByteSize(dtype), v_bytes = v_offset * ByteSize(dtype);
+  q = OperandPlace(first_operand);
+  k = OperandPlace(first_operand + (packed ? 0 : 1), k_bytes);
+  v = OperandPlace(first_operand + (packed ? 0 : 2), v_bytes);
+  dq = ResultPlace(0);
+  dk = ResultPlace(packed ? 0 : 1, k_bytes);
+  dv = ResultPlace(packed ? 0 : 2, v_bytes);
   dout = OperandPlace(0);
   delta = WorkspacePlace();
   out = backward ? OperandPlace(statistics) : ResultPlace(0);
@@ -171,16 +133,15 @@ std::string AttentionConstants(const CudaCall& call, const CudaAttention& attent
   const auto number = [](absl::string_view name, double value) {
     return absl::StrCat("constexpr float ", name, " = ", FloatLiteral(value), ";\n");
   };
-  return absl::StrCat("typedef ", CudaType(attention.dtype), " T;\n", Strides("kQ", attention.q_strides),
-                      Strides("kK", attention.k_strides), Strides("kO", attention.o_strides),
-                      Strides("kDQ", attention.dq_strides), Strides("kDK", attention.dk_strides),
-                      Constant("kBatch", attention.batch), Constant("kHeads", attention.heads),
-                      Constant("kGroup", attention.heads / attention.kv_heads), Constant("kLength", attention.length),
-                      Constant("kWidth", attention.width), Constant("kQueries", attention.queries()),
-                      Constant("kWindow", attrs.Int("window")), Constant("kKey", attrs.Int("key")),
-                      flag("kCausal", attrs.Bool("causal")), flag("kDropout", rate > 0),
-                      flag("kBf16", attention.dtype == DType::kBF16), number("kScale", attrs.Double("scale")),
-                      number("kRate", rate), number("kKeep", 1.0 / (1.0 - rate)), CudaText("attention_common.cuh"));
+  return absl::StrCat(
+      "typedef ", CudaType(attention.dtype), " T;\n", Strides("kQ", attention.q_strides),
+      Strides("kK", attention.kv_strides), Strides("kO", attention.out_strides), Strides("kDQ", attention.q_strides),
+      Strides("kDK", attention.kv_strides), Constant("kBatch", attention.batch), Constant("kHeads", attention.heads),
+      Constant("kGroup", attention.group()), Constant("kLength", attention.length), Constant("kWidth", attention.width),
+      Constant("kQueries", attention.queries()), Constant("kWindow", attrs.Int("window")),
+      Constant("kKey", attrs.Int("key")), flag("kCausal", attrs.Bool("causal")), flag("kDropout", rate > 0),
+      flag("kBf16", attention.dtype == DType::kBF16), number("kScale", attrs.Double("scale")), number("kRate", rate),
+      number("kKeep", 1.0 / (1.0 - rate)), CudaText("attention_common.cuh"));
 }
 
 absl::Span<const CudaEmitter> CudaAttentionEmitters() { return kEmitters; }

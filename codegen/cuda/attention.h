@@ -11,28 +11,17 @@
 #ifndef MT_CODEGEN_CUDA_ATTENTION_H_
 #define MT_CODEGEN_CUDA_ATTENTION_H_
 
-#include <cstdint>
 #include <string>
 
 #include "codegen/cuda/kernel.h"
-#include "ir/tensor_type.h"
+#include "ir/attention_layout.h"
 
 namespace mt {
 
-struct HeadStrides {
-  int64_t batch, head, row;
-};
-
 // Of flash_attention, of flash_attention_packed and of their backwards.
-struct CudaAttention {
+struct CudaAttention : AttentionLayout {
   CudaAttention(const CudaCall& call, bool backward);
 
-  int64_t queries() const { return batch * heads * length; }
-  int64_t keys() const { return batch * kv_heads * length; }
-
-  DType dtype;
-  int64_t batch, heads, kv_heads, length, width;
-  HeadStrides q_strides, k_strides, o_strides, dq_strides, dk_strides;
   CudaPlace q, k, v, out, lse;
   CudaPlace rng;                      // Any operand where nothing is dropped.
   CudaPlace dout, delta, dq, dk, dv;  // Backward alone; delta is the workspace.

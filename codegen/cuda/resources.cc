@@ -7,6 +7,7 @@
 
 #include "codegen/plan/plan.h"
 #include "codegen/plan/resources.h"
+#include "ir/attention_layout.h"
 #include "ir/base/check.h"
 #include "ir/region.h"
 
@@ -64,9 +65,8 @@ int64_t EmbeddingBackward(const Target&, Types operands, Types results, const At
 // The forward kernel holds all but its results on the chip: the log-sum-exp is a result, so the plan has it anyway. The
 // backward: sum(dout * out) of each query. The scores are computed twice, for dq and for dk and dv, so that each sum is
 // made in one block's registers, in one order.
-int64_t AttentionBackward(const Target&, Types operands, Types, const Attrs&) {
-  const TensorType& q = operands[1];
-  return Part({q.dim(0), q.dim(1), q.dim(2), kF32});
+int64_t AttentionBackward(const Target&, Types operands, Types, const Attrs& attrs) {
+  return Part({LayoutOfAttention(operands, attrs, /*backward=*/true).queries(), kF32});
 }
 
 // x [rows, C], w [V, C]: one chunk of logits in the dtype of x, which their gradient is written over; each row's loss;
@@ -112,6 +112,7 @@ constexpr WorkspaceRow kRows[] = {
     {"global_norm", GlobalNorm},
     {"embedding_backward", EmbeddingBackward},
     {"flash_attention_backward", AttentionBackward},
+    {"flash_attention_packed_backward", AttentionBackward},
     {"chunked_loss", ChunkedLoss},
     {"chunked_loss_grad", ChunkedLoss},
     {"chunked_loss_bias_grad", ChunkedLossBiasGrad},

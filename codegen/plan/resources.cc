@@ -43,14 +43,16 @@ int64_t CpuGlobalNormWorkspace(absl::Span<const TensorType> operands, absl::Span
   return chunks * ByteSize(DType::kF64);
 }
 
-int64_t CpuAttentionWorkspace(absl::Span<const TensorType> operands, absl::Span<const TensorType>, const Attrs&) {
-  const CpuAttentionTiling tiling = TileCpuAttention(operands[0], operands[1], /*backward=*/false);
+int64_t CpuAttentionWorkspaceOf(absl::Span<const TensorType> operands, const Attrs& attrs, bool backward) {
+  const CpuAttentionTiling tiling = TileCpuAttention(LayoutOfAttention(operands, attrs, backward), backward);
   return tiling.slots * tiling.slot_bytes;
 }
+int64_t CpuAttentionWorkspace(absl::Span<const TensorType> operands, absl::Span<const TensorType>, const Attrs& attrs) {
+  return CpuAttentionWorkspaceOf(operands, attrs, /*backward=*/false);
+}
 int64_t CpuAttentionBackwardWorkspace(absl::Span<const TensorType> operands, absl::Span<const TensorType>,
-                                      const Attrs&) {
-  const CpuAttentionTiling tiling = TileCpuAttention(operands[1], operands[2], /*backward=*/true);
-  return tiling.slots * tiling.slot_bytes;
+                                      const Attrs& attrs) {
+  return CpuAttentionWorkspaceOf(operands, attrs, /*backward=*/true);
 }
 
 int64_t CpuChunkedLossWorkspace(absl::Span<const TensorType> operands, absl::Span<const TensorType>,
@@ -78,6 +80,8 @@ constexpr WorkspaceRow kCpuRows[] = {
     {"global_norm", CpuGlobalNormWorkspace},
     {"flash_attention", CpuAttentionWorkspace},
     {"flash_attention_backward", CpuAttentionBackwardWorkspace},
+    {"flash_attention_packed", CpuAttentionWorkspace},
+    {"flash_attention_packed_backward", CpuAttentionBackwardWorkspace},
     {"chunked_loss", CpuChunkedLossWorkspace},
     {"chunked_loss_grad", CpuChunkedLossWorkspace},
     {"chunked_loss_bias_grad", CpuChunkedLossWorkspace},
@@ -142,14 +146,14 @@ CpuMatmulTiling TileCpuMatmul(absl::Span<const TensorType> operands, const Attrs
   return t;
 }
 
-CpuAttentionTiling TileCpuAttention(const TensorType& q, const TensorType& k, bool backward) {
+CpuAttentionTiling TileCpuAttention(const AttentionLayout& layout, bool backward) {
   constexpr int64_t kVector = 16;
-  CpuAttentionTiling t = {.batch = q.dim(0),
-                          .heads = q.dim(1),
-                          .kv_heads = k.dim(1),
-                          .length = q.dim(2),
-                          .width = q.dim(3),
-                          .f32 = q.dtype == DType::kF32,
+  CpuAttentionTiling t = {.batch = layout.batch,
+                          .heads = layout.heads,
+                          .kv_heads = layout.kv_heads,
+                          .length = layout.length,
+                          .width = layout.width,
+                          .f32 = layout.dtype == DType::kF32,
                           .backward = backward};
   t.queries = std::min(t.length, t.kQueries);
   t.keys = RoundUp(std::min(t.length, t.kKeys), kVector);

@@ -7,6 +7,7 @@
 
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
+#include "ir/attention_layout.h"
 #include "ir/op.h"
 #include "ir/region.h"
 #include "ir/target.h"
@@ -39,9 +40,9 @@ struct CpuMatmulTiling {
 };
 CpuMatmulTiling TileCpuMatmul(absl::Span<const TensorType> operands, const Attrs& attrs);
 
-// How the CPU cuts flash_attention and its backward: blocks of queries against blocks of keys, in at most 16 slots that
-// run side by side. A slot takes consecutive units in turn: blocks of queries of one head, or, backward, all heads that
-// share a key-value head.
+// How the CPU cuts attention and its backward, packed or not: blocks of queries against blocks of keys, in at most 16
+// slots that run side by side. A slot takes consecutive units in turn: blocks of queries of one head, or, backward, all
+// heads that share a key-value head.
 struct CpuAttentionTiling {
   static constexpr int64_t kQueries = 64, kKeys = 256, kMaxSlots = 16;
 
@@ -61,7 +62,7 @@ struct CpuAttentionTiling {
   int64_t dk, dv;      // [length, width]; backward of 16-bit operands
   int64_t slot_bytes;
 };
-CpuAttentionTiling TileCpuAttention(const TensorType& q, const TensorType& k, bool backward);
+CpuAttentionTiling TileCpuAttention(const AttentionLayout& layout, bool backward);
 
 // How the CPU runs chunked_loss and its backward: chunk after chunk, each product of a chunk in at most 16 tiles as of
 // a matmul. Operands of 16 bits are widened in a tile's scratch, block by block, as a matmul's are.

@@ -47,6 +47,21 @@ absl::Status CheckAttr(absl::string_view name, int64_t value, int64_t least, int
       absl::StrCat("attribute ", name, " is ", value, "; it must be from ", least, " to ", most));
 }
 
+absl::Status CheckPackedHeads(absl::string_view name, const TensorType& x, const Attrs& attrs) {
+  RETURN_IF_ERROR(CheckFloat(name, x));
+  RETURN_IF_ERROR(CheckRank(name, x, 3, 3));
+  const int64_t h = attrs.Int("heads"), g = attrs.Int("kv_heads");
+  RETURN_IF_ERROR(CheckAttr("heads", h, 1, kMaxHeads));
+  RETURN_IF_ERROR(CheckAttr("kv_heads", g, 1, h));
+  if (h % g != 0) {
+    return absl::InvalidArgumentError(absl::StrCat("attribute kv_heads is ", g, "; it must divide heads, ", h));
+  }
+  if (x.dim(2) % (h + 2 * g) == 0) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("operand ", name, " is ", x.ToString(),
+                                                 "; its last dimension must be a multiple of ", h + 2 * g,
+                                                 " (heads + 2 kv_heads)"));
+}
+
 absl::Status CheckDimList(absl::string_view name, const IntList& dims, const TensorType& x) {
   bool good = !dims.empty();
   for (size_t i = 0; i < dims.size(); ++i) {

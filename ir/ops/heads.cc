@@ -7,22 +7,10 @@
 namespace mt {
 namespace {
 
-constexpr int64_t kMaxHeads = int64_t{1} << 20;
-
 absl::StatusOr<std::vector<TensorType>> InferSplitHeads(absl::Span<const TensorType> operands, const Attrs& attrs) {
   const TensorType& x = operands[0];
-  RETURN_IF_ERROR(CheckFloat("x", x));
-  RETURN_IF_ERROR(CheckRank("x", x, 3, 3));
+  RETURN_IF_ERROR(CheckPackedHeads("x", x, attrs));
   const int64_t h = attrs.Int("heads"), g = attrs.Int("kv_heads");
-  RETURN_IF_ERROR(CheckAttr("heads", h, 1, kMaxHeads));
-  RETURN_IF_ERROR(CheckAttr("kv_heads", g, 1, h));
-  if (h % g != 0) {
-    return absl::InvalidArgumentError(absl::StrCat("attribute kv_heads is ", g, "; it must divide heads, ", h));
-  }
-  if (x.dim(2) % (h + 2 * g) != 0) {
-    return absl::InvalidArgumentError(absl::StrCat("operand x is ", x.ToString(), "; its last dimension must be a ",
-                                                   "multiple of ", h + 2 * g, " (heads + 2 kv_heads)"));
-  }
   const int64_t d = x.dim(2) / (h + 2 * g);
   const TensorType kv = {x.dtype, {x.dim(0), g, x.dim(1), d}};
   return std::vector<TensorType>{{x.dtype, {x.dim(0), h, x.dim(1), d}}, kv, kv};

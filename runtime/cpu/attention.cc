@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "codegen/plan/resources.h"
+#include "ir/attention_layout.h"
 #include "ir/base/status_macros.h"
 #include "runtime/cpu/blas.h"
 #include "runtime/cpu/kernel.h"
@@ -22,7 +24,7 @@ int64_t RoundUp(int64_t a, int64_t unit) { return CeilDiv(a, unit) * unit; }
 
 struct Attention {
   CpuAttentionTiling t;
-  DType dtype;              // Of q, k, v and their like.
+  AttentionLayout layout;
   float scale, rate, keep;  // keep: 1 / (1 - rate)
   bool causal;
   int64_t window;  // -1: none
@@ -162,26 +164,46 @@ MT_CPU_CLONES void ScaleRows(float* rows, const float* factors, int64_t n, int64
   }
 }
 
+// n rows of f32, `stride` elements from one to the next.
+struct Rows {
+  const float* data;
+  int64_t stride;
+};
+
 // dots [n] = the sum of a b over each row
-MT_CPU_CLONES void RowDots(const float* a, const float* b, int64_t n, int64_t width, float* dots) {
+MT_CPU_CLONES void RowDots(const Rows& a, const Rows& b, int64_t n, int64_t width, float* dots) {
   for (int64_t r = 0; r < n; ++r) {
     F32x16 sum = Splat(0);
     for (int64_t i = 0; i < width; i += kLanes) {
-      sum += LoadBlock(a + r * width + i, width - i) * LoadBlock(b + r * width + i, width - i);
+      sum += LoadBlock(a.data + r * a.stride + i, width - i) * LoadBlock(b.data + r * b.stride + i, width - i);
     }
     dots[r] = Sum(sum);
   }
 }
 
-// Rows of an operand as f32: in place, or widened into `scratch`.
-const float* Widened(const Attention& a, const std::byte* data, int64_t first, int64_t rows, float* scratch) {
-  const int64_t at = first * a.t.width, n = rows * a.t.width;
-  if (a.t.f32) return reinterpret_cast<const float*>(data) + at;
-  a.math->load[static_cast<size_t>(a.dtype)](scratch, data + at * ByteSize(a.dtype), n);
-  return scratch;
+// Rows of an operand, from element `first` on, as f32: in place, or widened into `scratch`.
+Rows Widened(const Attention& a, const std::byte* data, int64_t first, int64_t stride, int64_t rows, float* scratch) {
+  const int64_t width = a.t.width, bytes = ByteSize(a.layout.dtype);
+  if (a.t.f32) return {reinterpret_cast<const float*>(data) + first, stride};
+  const auto load = a.math->load[static_cast<size_t>(a.layout.dtype)];
+  data += first * bytes;
+  if (stride == width) {
+    load(scratch, data, rows * width);
+  } else {
+    for (int64_t r = 0; r < rows; ++r) load(scratch + r * width, data + r * stride * bytes, width);
+  }
+  return {scratch, width};
 }
-void Round(const Attention& a, const float* from, std::byte* data, int64_t first, int64_t rows) {
-  a.math->store[static_cast<size_t>(a.dtype)](data + first * a.t.width * ByteSize(a.dtype), from, rows * a.t.width);
+// The other way; `from` has rows of the head's width.
+void Round(const Attention& a, const float* from, std::byte* data, int64_t first, int64_t stride, int64_t rows) {
+  const int64_t width = a.t.width, bytes = ByteSize(a.layout.dtype);
+  const auto store = a.math->store[static_cast<size_t>(a.layout.dtype)];
+  data += first * bytes;
+  if (stride == width) {
+    store(data, from, rows * width);
+  } else {
+    for (int64_t r = 0; r < rows; ++r) store(data + r * stride * bytes, from + r * width, width);
+  }
 }
 
 Statistics StatisticsOf(const Attention& a, float* scratch) {
@@ -197,28 +219,29 @@ void RunForward(const Attention& a, int64_t unit, float* scratch) {
   Block block{.batch = pair / t.heads, .head = pair % t.heads};
   block.first_query = unit % blocks * t.queries;
   block.rows = std::min(t.queries, t.length - block.first_query);
-  const int64_t first_row = pair * t.length + block.first_query;
-  const int64_t first_kv = (block.batch * t.kv_heads + block.head / (t.heads / t.kv_heads)) * t.length;
+  const HeadStrides &of_q = a.layout.q_strides, &of_kv = a.layout.kv_strides, &of_out = a.layout.out_strides;
+  const int64_t first_kv = of_kv.At(block.batch, block.head / a.layout.group(), 0);
   const int64_t last_key = a.LastKey(block.first_query + block.rows - 1);
   const Statistics s = StatisticsOf(a, scratch);
   float *scores = scratch + t.scores, *sums = scratch + t.sums;
-  const float* q = Widened(a, a.q, first_row, block.rows, scratch + t.q);
+  const Rows q =
+      Widened(a, a.q, of_q.At(block.batch, block.head, block.first_query), of_q.row, block.rows, scratch + t.q);
   std::fill_n(s.max, block.rows, kLowest);
   std::fill_n(s.sum, block.rows, 0.0f);
   bool is_first = true;
   for (int64_t key = a.FirstKey(block.first_query); key < last_key; key += t.keys) {
     block.first_key = key;
     block.keys = std::min(t.keys, last_key - key);
-    const float* k = Widened(a, a.k, first_kv + key, block.keys, scratch + t.k);
-    const float* v = Widened(a, a.v, first_kv + key, block.keys, scratch + t.v);
+    const Rows k = Widened(a, a.k, first_kv + of_kv.row * key, of_kv.row, block.keys, scratch + t.k);
+    const Rows v = Widened(a, a.v, first_kv + of_kv.row * key, of_kv.row, block.keys, scratch + t.v);
     RunSgemm({.transpose_b = true,
               .rows = block.rows,
               .cols = block.keys,
               .depth = t.width,
-              .a = q,
-              .lda = t.width,
-              .b = k,
-              .ldb = t.width,
+              .a = q.data,
+              .lda = q.stride,
+              .b = k.data,
+              .ldb = k.stride,
               .c = scores,
               .ldc = t.keys});
     SoftmaxBlock(a, block, scores, s, scratch + t.uniforms);
@@ -234,8 +257,8 @@ void RunForward(const Attention& a, int64_t unit, float* scratch) {
               .depth = block.keys,
               .a = scores,
               .lda = t.keys,
-              .b = v,
-              .ldb = t.width,
+              .b = v.data,
+              .ldb = v.stride,
               .beta = is_first ? 0.0f : 1.0f,
               .c = sums,
               .ldc = t.width});
@@ -243,48 +266,57 @@ void RunForward(const Attention& a, int64_t unit, float* scratch) {
   }
   for (int64_t r = 0; r < block.rows; ++r) s.shrink[r] = 1.0f / s.sum[r];
   ScaleRows(sums, s.shrink, block.rows, t.width);
-  Round(a, sums, a.result, first_row, block.rows);
+  Round(a, sums, a.result, of_out.At(block.batch, block.head, block.first_query), of_out.row, block.rows);
   a.log(s.sum, s.sum, block.rows);
-  for (int64_t r = 0; r < block.rows; ++r) a.lse[first_row + r] = s.max[r] + s.sum[r];
+  float* lse = a.lse + a.layout.Query(block.batch, block.head, block.first_query);
+  for (int64_t r = 0; r < block.rows; ++r) lse[r] = s.max[r] + s.sum[r];
 }
 
 // dq of the heads that share a key-value head, and its dk and dv, summed over heads and queries in order.
 void RunBackward(const Attention& a, int64_t unit, float* scratch) {
   const CpuAttentionTiling& t = a.t;
-  const int64_t group = t.heads / t.kv_heads, first_kv = unit * t.length, kv_elements = t.length * t.width;
+  const HeadStrides &of_q = a.layout.q_strides, &of_kv = a.layout.kv_strides, &of_out = a.layout.out_strides;
+  const int64_t group = a.layout.group(), first_kv = of_kv.At(unit / t.kv_heads, unit % t.kv_heads, 0);
   const Statistics s = StatisticsOf(a, scratch);
   float *scores = scratch + t.scores, *products = scratch + t.products;
-  float* dk = t.f32 ? reinterpret_cast<float*>(a.dk) + first_kv * t.width : scratch + t.dk;
-  float* dv = t.f32 ? reinterpret_cast<float*>(a.dv) + first_kv * t.width : scratch + t.dv;
-  std::fill_n(dk, kv_elements, 0.0f);
-  std::fill_n(dv, kv_elements, 0.0f);
+  float* dk = t.f32 ? reinterpret_cast<float*>(a.dk) + first_kv : scratch + t.dk;
+  float* dv = t.f32 ? reinterpret_cast<float*>(a.dv) + first_kv : scratch + t.dv;
+  const int64_t dkv_row = t.f32 ? of_kv.row : t.width;
+  for (int64_t key = 0; key < t.length; ++key) {
+    std::fill_n(dk + key * dkv_row, t.width, 0.0f);
+    std::fill_n(dv + key * dkv_row, t.width, 0.0f);
+  }
   Block block{.batch = unit / t.kv_heads};
   for (int64_t member = 0; member < group; ++member) {
     block.head = unit % t.kv_heads * group + member;
     for (block.first_query = 0; block.first_query < t.length; block.first_query += t.queries) {
       block.rows = std::min(t.queries, t.length - block.first_query);
-      const int64_t first_row = (block.batch * t.heads + block.head) * t.length + block.first_query;
+      const int64_t first_q = of_q.At(block.batch, block.head, block.first_query);
+      const int64_t first_out = of_out.At(block.batch, block.head, block.first_query);
       const int64_t last_key = a.LastKey(block.first_query + block.rows - 1);
-      float* dq = t.f32 ? reinterpret_cast<float*>(a.dq) + first_row * t.width : scratch + t.sums;
-      const float* dout = Widened(a, a.dout, first_row, block.rows, scratch + t.dout);
-      RowDots(dout, Widened(a, a.out, first_row, block.rows, scratch + t.q), block.rows, t.width, s.sum);
-      const float* q = Widened(a, a.q, first_row, block.rows, scratch + t.q);
-      std::copy_n(a.lse + first_row, block.rows, s.max);
+      float* dq = t.f32 ? reinterpret_cast<float*>(a.dq) + first_q : scratch + t.sums;
+      const Rows dout = Widened(a, a.dout, first_out, of_out.row, block.rows, scratch + t.dout);
+      const Rows out = Widened(a, a.out, first_out, of_out.row, block.rows, scratch + t.q);
+      RowDots(dout, out, block.rows, t.width, s.sum);
+      const Rows q = Widened(a, a.q, first_q, of_q.row, block.rows, scratch + t.q);
+      std::copy_n(a.lse + a.layout.Query(block.batch, block.head, block.first_query), block.rows, s.max);
       float beta = 0;
       for (int64_t key = a.FirstKey(block.first_query); key < last_key; key += t.keys) {
         block.first_key = key;
         block.keys = std::min(t.keys, last_key - key);
-        const float* k = Widened(a, a.k, first_kv + key, block.keys, scratch + t.k);
-        const float* v = Widened(a, a.v, first_kv + key, block.keys, scratch + t.v);
+        const Rows k = Widened(a, a.k, first_kv + of_kv.row * key, of_kv.row, block.keys, scratch + t.k);
+        const Rows v = Widened(a, a.v, first_kv + of_kv.row * key, of_kv.row, block.keys, scratch + t.v);
         Sgemm of_scores{.transpose_b = true, .rows = block.rows, .cols = block.keys, .depth = t.width};
-        of_scores.lda = of_scores.ldb = t.width;
         of_scores.ldc = t.keys;
-        of_scores.a = q;
-        of_scores.b = k;
+        of_scores.a = q.data;
+        of_scores.lda = q.stride;
+        of_scores.b = k.data;
+        of_scores.ldb = k.stride;
         of_scores.c = scores;
         RunSgemm(of_scores);
-        of_scores.a = dout;
-        of_scores.b = v;
+        of_scores.a = dout.data;
+        of_scores.lda = dout.stride;
+        of_scores.b = v.data;
         of_scores.c = products;
         RunSgemm(of_scores);
         SoftmaxBackwardBlock(a, block, scores, products, s, scratch + t.uniforms);
@@ -293,58 +325,66 @@ void RunBackward(const Attention& a, int64_t unit, float* scratch) {
                   .depth = block.keys,
                   .a = products,
                   .lda = t.keys,
-                  .b = k,
-                  .ldb = t.width,
+                  .b = k.data,
+                  .ldb = k.stride,
                   .beta = beta,
                   .c = dq,
-                  .ldc = t.width});
+                  .ldc = t.f32 ? of_q.row : t.width});
         beta = 1;
         Sgemm of_keys{.transpose_a = true, .rows = block.keys, .cols = t.width, .depth = block.rows};
         of_keys.lda = t.keys;
-        of_keys.ldb = of_keys.ldc = t.width;
+        of_keys.ldc = dkv_row;
         of_keys.beta = 1;
         of_keys.a = scores;
-        of_keys.b = dout;
-        of_keys.c = dv + key * t.width;
+        of_keys.b = dout.data;
+        of_keys.ldb = dout.stride;
+        of_keys.c = dv + key * dkv_row;
         RunSgemm(of_keys);
         of_keys.a = products;
-        of_keys.b = q;
-        of_keys.c = dk + key * t.width;
+        of_keys.b = q.data;
+        of_keys.ldb = q.stride;
+        of_keys.c = dk + key * dkv_row;
         RunSgemm(of_keys);
       }
-      if (!t.f32) Round(a, dq, a.dq, first_row, block.rows);
+      if (!t.f32) Round(a, dq, a.dq, first_q, of_q.row, block.rows);
     }
   }
   if (t.f32) return;
-  Round(a, dk, a.dk, first_kv, t.length);
-  Round(a, dv, a.dv, first_kv, t.length);
+  Round(a, dk, a.dk, first_kv, of_kv.row, t.length);
+  Round(a, dv, a.dv, first_kv, of_kv.row, t.length);
 }
 
 absl::StatusOr<Thunk> Bind(const KernelCall& call, ThreadPool& pool, bool backward) {
-  const Tensor *q = &call.operands[backward ? 1 : 0], *k = q + 1, *v = q + 2;
-  if (!IsStorage(q->type.dtype)) {
+  std::vector<TensorType> types;
+  for (const Tensor& operand : call.operands) types.push_back(operand.type);
+  const AttentionLayout layout = LayoutOfAttention(types, call.attrs, backward);
+  if (!IsStorage(layout.dtype)) {
     return absl::UnimplementedError(
-        absl::StrCat("the cpu backend has no ", call.op->name, " for ", DTypeName(q->type.dtype)));
+        absl::StrCat("the cpu backend has no ", call.op->name, " for ", DTypeName(layout.dtype)));
   }
-  if (std::max(q->type.dim(2), q->type.dim(3)) > std::numeric_limits<int32_t>::max()) {
+  if (std::max({layout.length, layout.width, layout.q_strides.row}) > std::numeric_limits<int32_t>::max()) {
     return absl::UnimplementedError(
         absl::StrCat("the cpu backend has no ", call.op->name, " with a dimension over 2^31"));
   }
+  // The `part`-th of q, k and v, or of their gradients, which start at tensors[first].
+  const auto part = [&](absl::Span<const Tensor> tensors, int first, int part, int64_t offset) {
+    return tensors[static_cast<size_t>(first + (layout.packed ? 0 : part))].data + offset * ByteSize(layout.dtype);
+  };
   RETURN_IF_ERROR(LoadBlas());
   ReserveBlasBuffers(pool.num_threads());
   const VectorMath& math = BestVectorMath();
   const double rate = call.attrs.Double("rate");
-  Attention a = {.t = TileCpuAttention(q->type, k->type, backward),
-                 .dtype = q->type.dtype,
+  Attention a = {.t = TileCpuAttention(layout, backward),
+                 .layout = layout,
                  .scale = static_cast<float>(call.attrs.Double("scale")),
                  .rate = static_cast<float>(rate),
                  .keep = static_cast<float>(1.0 / (1.0 - rate)),
                  .causal = call.attrs.Bool("causal"),
                  .window = call.attrs.Int("window"),
                  .key = static_cast<uint32_t>(call.attrs.Int("key")),
-                 .q = q->data,
-                 .k = k->data,
-                 .v = v->data,
+                 .q = part(call.operands, layout.first_operand, 0, 0),
+                 .k = part(call.operands, layout.first_operand, 1, layout.k_offset),
+                 .v = part(call.operands, layout.first_operand, 2, layout.v_offset),
                  .rng = rate > 0 ? call.operands.back().as<int32_t>() : nullptr,
                  .workspace = reinterpret_cast<float*>(call.workspace),
                  .exp = math.unary[static_cast<size_t>(Prim::kExp)],
@@ -352,11 +392,11 @@ absl::StatusOr<Thunk> Bind(const KernelCall& call, ThreadPool& pool, bool backwa
                  .math = &math};
   if (backward) {
     a.dout = call.operands[0].data;
-    a.out = call.operands[4].data;
-    a.lse = call.operands[5].as<float>();
-    a.dq = call.results[0].data;
-    a.dk = call.results[1].data;
-    a.dv = call.results[2].data;
+    a.out = call.operands[static_cast<size_t>(layout.statistics)].data;
+    a.lse = call.operands[static_cast<size_t>(layout.statistics) + 1].as<float>();
+    a.dq = part(call.results, 0, 0, 0);
+    a.dk = part(call.results, 0, 1, layout.k_offset);
+    a.dv = part(call.results, 0, 2, layout.v_offset);
   } else {
     a.result = call.results[0].data;
     a.lse = call.results[1].as<float>();
@@ -373,7 +413,10 @@ absl::StatusOr<Thunk> Bind(const KernelCall& call, ThreadPool& pool, bool backwa
 absl::StatusOr<Thunk> BindForward(const KernelCall& call, ThreadPool& pool) { return Bind(call, pool, false); }
 absl::StatusOr<Thunk> BindBackward(const KernelCall& call, ThreadPool& pool) { return Bind(call, pool, true); }
 
-constexpr CpuKernel kKernels[] = {{"flash_attention", BindForward}, {"flash_attention_backward", BindBackward}};
+constexpr CpuKernel kKernels[] = {{"flash_attention", BindForward},
+                                  {"flash_attention_backward", BindBackward},
+                                  {"flash_attention_packed", BindForward},
+                                  {"flash_attention_packed_backward", BindBackward}};
 
 }  // namespace
 
