@@ -33,7 +33,8 @@ struct MatmulTrial {
 // The fastest of the `count` candidates among those that give the bits of the first, the library's own proposal: so a
 // result depends neither on what was timed nor on whether it was. Another one than the first is chosen where it is
 // faster by 1 % at least. One run each leaves out what takes 1.2 times the fastest; the rest, six at most, take turns.
-// `trials`, if not null, gets what was seen, one a candidate. REQUIRES: count >= 1.
+// `trials`, if not null, gets what was seen, one a candidate; then those of other bits are timed as well. REQUIRES:
+// count >= 1.
 size_t ChooseMatmul(size_t count, MatmulTrials& device, std::vector<MatmulTrial>* trials = nullptr);
 
 // The algorithms that were chosen, in one file of the user: JSON, {"format": 1, "algorithms": {PROBLEM: HEX}}, where
