@@ -107,7 +107,9 @@ absl::Status Main(const Options& options) {
   ASSIGN_OR_RETURN(std::unique_ptr<Backend> owned, BackendOf(options));
   Backend& backend = *owned;
   const int64_t used_before = backend.UsedDeviceBytes();
+  const Clock::time_point load_start = Clock::now();
   ASSIGN_OR_RETURN(std::unique_ptr<Executor> executor, Executor::Load(std::move(plan), std::move(owned)));
+  const double load_seconds = Seconds(load_start);
   executor->InitializeStates(1);
   const Program* program = executor->FindProgram("train");
   ASSIGN_OR_RETURN(StepInputs inputs, StepInputs::Bind(*executor, *program, vocab));
@@ -142,6 +144,7 @@ absl::Status Main(const Options& options) {
                                        {"seq", sequence},
                                        {"params", parameters},
                                        {"threads", options.threads == 0 ? AvailableCpus() : options.threads},
+                                       {"load_ms", load_seconds * 1e3},
                                        {"step_ms", median * 1e3},
                                        {"min_ms", seconds.front() * 1e3},
                                        {"tok_s", static_cast<double>(batch * sequence) / median},
