@@ -26,6 +26,7 @@
 #include "codegen/doctor.h"
 #include "codegen/fit.h"
 #include "codegen/inspect.h"
+#include "codegen/plan/gpu.h"
 #include "codegen/plan/plan.h"
 #include "codegen/report/report.h"
 #include "ir/base/file.h"
@@ -84,6 +85,7 @@ struct Compiled {
   proto::PlanProto plan;
   CompileReport report;
   std::string answer;  // How --batch max or --memory was answered.
+  std::string fuse;    // Where a smaller arena would do without fuse.
 };
 
 // One a line, for --print-pipeline.
@@ -103,12 +105,27 @@ std::string PipelineSteps(const Pipeline& pipeline) {
   return text;
 }
 
+// --target, or the GPU that is here, or cpu.
+absl::StatusOr<Target> TargetOf(const ParsedArgs& args) {
+  if (args.Has("target")) return ParseTarget(args.String("target"));
+  const absl::StatusOr<CudaDeviceInfo> gpu = DescribeCudaDevice(0);
+  if (!gpu.ok()) return Target{};
+  const absl::StatusOr<Target> target = TargetOfDevice(gpu->sm);
+  if (!target.ok()) {
+    std::cerr << "note: " << target.status().message() << " (" << gpu->name << "): the target is cpu\n";
+    return Target{};
+  }
+  std::cerr << "note: the target is " << target->ToString() << ", for the " << gpu->name
+            << " here; --target cpu compiles for the CPU\n";
+  return *target;
+}
+
 // What the command line asks for, but for the batch where that is "max".
 absl::StatusOr<Job> JobOf(const ParsedArgs& args) {
   Job job{.spec = args.positional(0)};
   ModelOptions& model = job.model;
   CompileOptions& options = job.options;
-  ASSIGN_OR_RETURN(const Target target, ParseTarget(args.String("target")));
+  ASSIGN_OR_RETURN(const Target target, TargetOf(args));
   options.target = target.ToString();
   options.optimizer = args.String("optimizer");
   model.batch = args.OptionalInt("batch");
@@ -187,6 +204,7 @@ absl::StatusOr<Compiled> CompileSpec(const ParsedArgs& args, bool device_code) {
   ASSIGN_OR_RETURN(std::unique_ptr<Module> module, LoadModule(job));
   ASSIGN_OR_RETURN(compiled.plan, Compile(std::move(module), job.options, &compiled.report));
   for (const std::string& warning : compiled.report.warnings) std::cerr << "warning: " << warning << "\n";
+  ASSIGN_OR_RETURN(compiled.fuse, FuseNote(job, compiled.plan));
   return compiled;
 }
 
@@ -201,6 +219,7 @@ void PrintCompiled(const ParsedArgs& args, const Compiled& compiled) {
   if (!compiled.answer.empty()) std::cout << compiled.answer << "\n";
   if (args.Bool("print-pipeline")) std::cout << "pipeline\n" << PipelineSteps(compiled.report.pipeline) << "\n";
   std::cout << PlanTable(compiled.plan);
+  if (!compiled.fuse.empty()) std::cout << "\n" << compiled.fuse << "\n";
 }
 
 absl::Status CompileCommand(const ParsedArgs& args) {
@@ -266,6 +285,7 @@ absl::Status Inspect(const ParsedArgs& args) {
 // One answer of mtc fit.
 struct Answer {
   FitAxis axis;
+  int64_t batch;       // Where the sequence is what was asked for.
   std::string passes;  // As asked.
   FitResult fit;
 };
@@ -277,7 +297,7 @@ nlohmann::ordered_json FitJson(const Job& job, const Target& target, int64_t mem
     const FitResult& fit = answer.fit;
     const bool is_batch = answer.axis == FitAxis::kBatch;
     nlohmann::ordered_json row = {{"passes", fit.passes}, {"asked", answer.passes}, {"of", is_batch ? "batch" : "seq"}};
-    row["batch"] = is_batch ? fit.largest : *job.model.batch;
+    row["batch"] = is_batch ? fit.largest : answer.batch;
     row["seq"] = is_batch ? job.model.sequence.value_or(spec.max_sequence()) : fit.largest;
     row["needs_bytes"] = fit.needs_bytes;
     row["step_seconds"] = fit.step_seconds;
@@ -331,14 +351,24 @@ absl::Status Fit(const ParsedArgs& args) {
   std::vector<std::string> pipelines = args.Strings("passes");
   const bool named = !pipelines.empty();
   if (!named) pipelines = FitPipelines(job);
+  // With neither given: the largest batch of the longest sequence that the model is made for, and the longest of one.
+  std::vector<FitAxis> axes;
+  if (!job.model.batch) axes.push_back(FitAxis::kBatch);
+  if (!job.model.sequence) axes.push_back(FitAxis::kSequence);
   std::vector<Answer> answers;
   for (const std::string& passes : pipelines) {
     job.options.passes = passes;
-    const FitAxis axis = job.model.batch ? FitAxis::kSequence : FitAxis::kBatch;
-    absl::StatusOr<FitResult> fit = FitLargest(job, axis, *memory);
-    if (!named && fit.status().code() == absl::StatusCode::kInvalidArgument && passes != "none") continue;
-    if (!fit.ok()) return Annotate(fit.status(), absl::StrCat("--passes=", passes));
-    answers.push_back({axis, passes, *std::move(fit)});
+    for (const FitAxis axis : axes) {
+      Job asked = job;
+      if (axis == FitAxis::kSequence && !asked.model.batch) {
+        ASSIGN_OR_RETURN(const Pipeline pipeline, PipelineOf(asked.options));
+        asked.model.batch = MicrobatchesOf(pipeline);
+      }
+      absl::StatusOr<FitResult> fit = FitLargest(asked, axis, *memory);
+      if (!named && fit.status().code() == absl::StatusCode::kInvalidArgument && passes != "none") continue;
+      if (!fit.ok()) return Annotate(fit.status(), absl::StrCat("--passes=", passes));
+      answers.push_back({axis, asked.model.batch.value_or(0), passes, *std::move(fit)});
+    }
   }
   if (args.Bool("json")) {
     std::cout << FitJson(job, target, *memory, spec, answers)
@@ -355,13 +385,16 @@ absl::Status Fit(const ParsedArgs& args) {
             << "target   " << target.ToString() << "\n"
             << "memory   " << FormatBytes(*memory)
             << (context > 0 ? absl::StrCat(", of which ", FormatBytes(context), " are the context") : "") << "\n";
-  if (job.model.batch) {
+  if (!job.model.batch) std::cout << FitTable(answers, FitAxis::kBatch, "batch");
+  if (!job.model.sequence) {
     std::cout << FitTable(answers, FitAxis::kSequence, "longest");
-    if (absl::c_any_of(answers, [&](const Answer& a) { return a.fit.largest > spec.max_sequence(); })) {
-      std::cout << "\nlonger than " << spec.max_sequence() << " needs --set max_sequence=T as well\n";
+    std::cout << (job.model.batch ? "" : "\nlongest: of one sequence at a time, batch 1");
+    if (absl::c_any_of(answers, [&](const Answer& a) {
+          return a.axis == FitAxis::kSequence && a.fit.largest > spec.max_sequence();
+        })) {
+      std::cout << "\nlonger than " << spec.max_sequence() << " needs --set max_sequence=T as well";
     }
-  } else {
-    std::cout << FitTable(answers, FitAxis::kBatch, "batch");
+    std::cout << "\n";
   }
   return absl::OkStatus();
 }

@@ -102,6 +102,15 @@ absl::StatusOr<Target> ParseTarget(absl::string_view text) {
                                                  "; targets: ", absl::StrJoin(names, ", ")));
 }
 
+absl::StatusOr<Target> TargetOfDevice(int sm) {
+  const TargetRow* best = nullptr;
+  for (const TargetRow& row : kRows) {
+    if (row.device == Target::Device::kCuda && row.sm / 10 == sm / 10 && row.sm <= sm) best = &row;
+  }
+  if (best == nullptr) return absl::NotFoundError(absl::StrCat("there is no target for a GPU of sm_", sm));
+  return Target{best->device, best->sm};
+}
+
 std::string Target::ToString() const { return std::string(RowOf(*this).name); }
 absl::string_view Target::provenance() const { return RowOf(*this).provenance; }
 bool Target::Computes(DType dtype) const { return dtype != DType::kBF16 || !is_cuda() || sm >= 80; }

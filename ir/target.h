@@ -28,6 +28,10 @@ struct Target {
 // "cpu", "cuda:sm_90"; "cuda" is cuda:sm_90. Errors: InvalidArgument that lists them.
 absl::StatusOr<Target> ParseTarget(absl::string_view text);
 
+// The target of a GPU of compute capability sm / 10: itself, or the largest known one whose kernels it runs. Errors:
+// NotFound (older than all of them, or of a family that is not known).
+absl::StatusOr<Target> TargetOfDevice(int sm);
+
 // The rates that passes weigh with; a constant for each target, so that plans do not depend on the machine that
 // compiles.
 Roofline TargetRoofline(const Target& target);

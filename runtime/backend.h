@@ -44,6 +44,9 @@ struct KernelCall {
 // A bound instruction: no names, no allocation, no shape checks. Runs each step.
 using Thunk = std::function<void()>;
 
+// Work done in order, one thing after another: thunks, and the copies of inputs beside them.
+enum class Lane { kThunks, kInputs };
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -67,7 +70,42 @@ class Backend {
   virtual void Synchronize() = 0;
   // Bytes that are taken on the device, by everybody; 0 where the device is the host.
   virtual int64_t UsedDeviceBytes() { return 0; }
+  // By how much the device's free memory has shrunk since before it was opened: what this process takes of it, context
+  // and libraries included, while no other process comes or goes. -1 where nobody can say.
+  virtual int64_t ProcessDeviceBytes() { return 0; }
+
+  // What the host does not wait for. The defaults are those of a backend whose thunks have run when they return.
+  // Programs that may be under way while the host goes on; 1: none.
+  virtual int64_t programs_in_flight() const { return 1; }
+  // Memory of the host that Copy reads and writes; lives as long as the backend.
+  virtual absl::StatusOr<std::byte*> AllocatePinned(int64_t bytes);
+  // Copies within and between the arena and pinned memory, in its turn in the lane.
+  virtual void Copy(Lane lane, void* to, const void* from, int64_t bytes);
+  // A point in a lane, reached when everything put there before is done; what follows in a lane can wait for it, or the
+  // host.
+  virtual int64_t Record(Lane) { return 0; }
+  virtual void WaitIn(Lane, int64_t /*point*/) {}
+  virtual void WaitOnHost(int64_t /*point*/) {}
+
+  // Hashes of each kGranuleBytes from `from`; the last granule may be smaller. REQUIRES: as many hashes as granules.
+  virtual void HashGranules(const std::byte* from, int64_t bytes, absl::Span<uint64_t> hashes);
+  // Runs run(0) ... run(count - 1), each of them thunks: seconds from before the first to after each.
+  virtual std::vector<double> Time(int count, const std::function<void(int)>& run);
+
+  // Memory of its own for one buffer, not zeroed, with bytes around it that nobody may touch. Errors:
+  // ResourceExhausted.
+  virtual absl::StatusOr<std::byte*> AllocateGuarded(int64_t bytes) = 0;
+  // Of all guarded buffers, in the order of allocation: the first one whose surroundings were written; -1: none, as far
+  // as this backend can see. REQUIRES: synchronized.
+  virtual int64_t DamagedGuard() { return -1; }
+
+ private:
+  std::vector<std::unique_ptr<std::byte[]>> pinned_;
 };
+
+inline constexpr int64_t kGranuleBytes = 256;
+// Of at most kGranuleBytes bytes; what is missing counts as zeros.
+uint64_t HashGranule(const std::byte* granule, int64_t bytes);
 
 // threads = 0: what affinity and the cgroup allow.
 absl::StatusOr<std::unique_ptr<Backend>> MakeCpuBackend(int threads);

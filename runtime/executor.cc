@@ -21,44 +21,6 @@ const BoundTensor* Find(absl::Span<const BoundTensor> tensors, absl::string_view
   return nullptr;
 }
 
-absl::StatusOr<BoundTensor> BindTensor(const proto::PlanProto& plan, const proto::TensorProto& proto, std::byte* arena,
-                                       absl::string_view name) {
-  BoundTensor tensor;
-  tensor.name = std::string(name);
-  ASSIGN_OR_RETURN(tensor.type, TypeFromProto(proto.type()));
-  tensor.data = arena + TensorOffset(plan, proto);
-  return tensor;
-}
-
-absl::StatusOr<KernelCall> MakeCall(const proto::PlanProto& plan, const proto::ProgramProto& program,
-                                    const proto::InstructionProto& instruction, const proto::CudaInstructionProto* cuda,
-                                    std::byte* arena) {
-  KernelCall call;
-  call.cuda = cuda;
-  call.op = FindOp(instruction.op());
-  CHECK(call.op != nullptr) << instruction.op();
-  ASSIGN_OR_RETURN(call.attrs, AttrsFromProto(instruction.attrs()));
-  const auto bind = [&](int index) -> absl::StatusOr<Tensor> {
-    ASSIGN_OR_RETURN(const BoundTensor bound, BindTensor(plan, program.tensors(index), arena, ""));
-    return Tensor{bound.data, bound.type};
-  };
-  for (const int operand : instruction.operands()) {
-    ASSIGN_OR_RETURN(Tensor tensor, bind(operand));
-    call.operands.push_back(std::move(tensor));
-  }
-  for (const int result : instruction.results()) {
-    ASSIGN_OR_RETURN(Tensor tensor, bind(result));
-    call.results.push_back(std::move(tensor));
-  }
-  if (instruction.workspace() >= 0) {
-    const proto::BufferProto& buffer = plan.buffers(instruction.workspace());
-    call.workspace = arena + buffer.offset();
-    call.workspace_bytes = buffer.size_bytes();
-  }
-  call.name = instruction.name();
-  return call;
-}
-
 }  // namespace
 
 const BoundTensor* Program::FindInput(absl::string_view name) const { return Find(inputs_, name); }
@@ -78,7 +40,71 @@ const Program* Executor::FindProgram(absl::string_view name) const {
   return nullptr;
 }
 
-absl::StatusOr<std::unique_ptr<Executor>> Executor::Load(proto::PlanProto plan, std::unique_ptr<Backend> backend) {
+absl::StatusOr<BoundTensor> Executor::BindTensor(const proto::TensorProto& proto, absl::string_view name) const {
+  BoundTensor tensor;
+  tensor.name = std::string(name);
+  ASSIGN_OR_RETURN(tensor.type, TypeFromProto(proto.type()));
+  tensor.data = Address(proto);
+  return tensor;
+}
+
+absl::StatusOr<KernelCall> Executor::MakeCall(const proto::ProgramProto& program,
+                                              const proto::InstructionProto& instruction,
+                                              const proto::CudaInstructionProto* cuda) const {
+  KernelCall call;
+  call.cuda = cuda;
+  call.op = FindOp(instruction.op());
+  CHECK(call.op != nullptr) << instruction.op();
+  ASSIGN_OR_RETURN(call.attrs, AttrsFromProto(instruction.attrs()));
+  const auto bind = [&](int index) -> absl::StatusOr<Tensor> {
+    ASSIGN_OR_RETURN(const BoundTensor bound, BindTensor(program.tensors(index), ""));
+    return Tensor{bound.data, bound.type};
+  };
+  for (const int operand : instruction.operands()) {
+    ASSIGN_OR_RETURN(Tensor tensor, bind(operand));
+    call.operands.push_back(std::move(tensor));
+  }
+  for (const int result : instruction.results()) {
+    ASSIGN_OR_RETURN(Tensor tensor, bind(result));
+    call.results.push_back(std::move(tensor));
+  }
+  if (instruction.workspace() >= 0) {
+    call.workspace = buffers_[static_cast<size_t>(instruction.workspace())];
+    call.workspace_bytes = plan_.buffers(instruction.workspace()).size_bytes();
+  }
+  call.name = instruction.name();
+  return call;
+}
+
+absl::Status Executor::Place(Placement placement) {
+  if (placement == Placement::kArena) {
+    ASSIGN_OR_RETURN(arena_, backend_->AllocateArena(plan_.arena_bytes()));
+    for (const proto::BufferProto& buffer : plan_.buffers()) buffers_.push_back(arena_ + buffer.offset());
+    return absl::OkStatus();
+  }
+  for (const proto::BufferProto& buffer : plan_.buffers()) {
+    ASSIGN_OR_RETURN(std::byte * data, backend_->AllocateGuarded(buffer.size_bytes()));
+    buffers_.push_back(data);
+  }
+  return absl::OkStatus();
+}
+
+void Executor::RunGuarded(const Program& program) {
+  for (int i = 0; i < program.proto().instructions_size(); ++i) {
+    program.RunRange(i, i + 1);
+    backend_->Synchronize();
+    const int64_t damaged = backend_->DamagedGuard();
+    if (damaged < 0) continue;
+    const proto::InstructionProto& instruction = program.proto().instructions(i);
+    CHECK_LT(damaged, 0) << "program " << program.proto().name() << ", instruction " << i << ", " << instruction.op()
+                         << " \"" << instruction.name() << "\", wrote beside buffer " << damaged << " \""
+                         << plan_.buffers(static_cast<int>(damaged)).name() << "\" of "
+                         << plan_.buffers(static_cast<int>(damaged)).size_bytes() << " bytes";
+  }
+}
+
+absl::StatusOr<std::unique_ptr<Executor>> Executor::Load(proto::PlanProto plan, std::unique_ptr<Backend> backend,
+                                                         Placement placement) {
   if (backend->name() != "null" && !absl::StartsWith(plan.target(), backend->name())) {
     return absl::InvalidArgumentError(
         absl::StrCat("the plan is for target ", plan.target(), ", not for ", backend->name()));
@@ -88,15 +114,14 @@ absl::StatusOr<std::unique_ptr<Executor>> Executor::Load(proto::PlanProto plan, 
   executor->backend_ = std::move(backend);
   const proto::PlanProto& p = executor->plan_;
   RETURN_IF_ERROR(executor->backend_->LoadCode(p));
-  ASSIGN_OR_RETURN(executor->arena_, executor->backend_->AllocateArena(p.arena_bytes()));
-  std::byte* arena = executor->arena_;
+  RETURN_IF_ERROR(executor->Place(placement));
 
-  for (const proto::StatePlacement& placement : p.states()) {
+  for (const proto::StatePlacement& of_state : p.states()) {
     BoundTensor state;
-    state.name = placement.state().name();
-    ASSIGN_OR_RETURN(state.type, TypeFromProto(placement.state().type()));
-    state.role = ParseRole(placement.state().role()).value_or(Role::kParameter);
-    state.data = arena + p.buffers(placement.buffer()).offset();
+    state.name = of_state.state().name();
+    ASSIGN_OR_RETURN(state.type, TypeFromProto(of_state.state().type()));
+    state.role = ParseRole(of_state.state().role()).value_or(Role::kParameter);
+    state.data = executor->buffers_[static_cast<size_t>(of_state.buffer())];
     executor->states_.push_back(std::move(state));
   }
   for (int index = 0; index < p.programs_size(); ++index) {
@@ -105,12 +130,13 @@ absl::StatusOr<std::unique_ptr<Executor>> Executor::Load(proto::PlanProto plan, 
     auto program = std::make_unique<Program>();
     program->proto_ = &proto;
     for (const proto::ProgramInput& input : proto.inputs()) {
-      ASSIGN_OR_RETURN(BoundTensor tensor, BindTensor(p, proto.tensors(input.tensor()), arena, input.name()));
+      ASSIGN_OR_RETURN(BoundTensor tensor, executor->BindTensor(proto.tensors(input.tensor()), input.name()));
       tensor.role = ParseRole(input.role()).value_or(Role::kData);
+      if (input.has_staging()) tensor.staging = executor->buffers_[static_cast<size_t>(input.staging())];
       program->inputs_.push_back(std::move(tensor));
     }
     for (const proto::ProgramOutput& output : proto.outputs()) {
-      ASSIGN_OR_RETURN(BoundTensor tensor, BindTensor(p, proto.tensors(output.tensor()), arena, output.name()));
+      ASSIGN_OR_RETURN(BoundTensor tensor, executor->BindTensor(proto.tensors(output.tensor()), output.name()));
       program->outputs_.push_back(std::move(tensor));
     }
     for (int i = 0; i < proto.instructions_size(); ++i) {
@@ -118,7 +144,7 @@ absl::StatusOr<std::unique_ptr<Executor>> Executor::Load(proto::PlanProto plan, 
       program->first_thunk_.push_back(static_cast<int>(program->thunks_.size()));
       const proto::CudaInstructionProto* cuda = nullptr;
       if (code != nullptr && i < code->instructions_size()) cuda = &code->instructions(i);
-      ASSIGN_OR_RETURN(const KernelCall call, MakeCall(p, proto, instruction, cuda, arena));
+      ASSIGN_OR_RETURN(const KernelCall call, executor->MakeCall(proto, instruction, cuda));
       if (call.op->is_view) continue;
       absl::StatusOr<Thunk> thunk = executor->backend_->Bind(call);
       if (!thunk.ok()) {
@@ -128,7 +154,11 @@ absl::StatusOr<std::unique_ptr<Executor>> Executor::Load(proto::PlanProto plan, 
       program->thunks_.push_back(*std::move(thunk));
     }
     program->first_thunk_.push_back(static_cast<int>(program->thunks_.size()));
-    ASSIGN_OR_RETURN(program->captured_, executor->backend_->Capture(program->thunks_));
+    if (placement == Placement::kGuard) {
+      program->whole_ = [loaded = executor.get(), guarded = program.get()] { loaded->RunGuarded(*guarded); };
+    } else {
+      ASSIGN_OR_RETURN(program->whole_, executor->backend_->Capture(program->thunks_));
+    }
     executor->programs_.push_back(std::move(program));
   }
   return executor;

@@ -25,6 +25,7 @@ struct BoundTensor {
   Role role = Role::kData;  // Inputs and states.
   TensorType type;
   std::byte* data = nullptr;
+  std::byte* staging = nullptr;  // Inputs: where the next batch waits while the program runs; null where there is none.
 
   // REQUIRES: a host-addressable backend.
   template <typename T>
@@ -44,7 +45,7 @@ class Program {
 
   // One execution.
   void Run() const {
-    if (captured_) return captured_();
+    if (whole_) return whole_();
     for (const Thunk& thunk : thunks_) thunk();
   }
   // Only instructions first..last-1 of the plan; views run no code.
@@ -55,19 +56,26 @@ class Program {
   const proto::ProgramProto* proto_ = nullptr;
   std::vector<BoundTensor> inputs_, outputs_;
   std::vector<Thunk> thunks_;
-  Thunk captured_;                // All of them at once, where the backend can.
+  Thunk whole_;                   // All of them, where that is more than one after another.
   std::vector<int> first_thunk_;  // Of each instruction; one more at the end.
 };
+
+// Where buffers lie: at the plan's offsets of one arena, or, to find who writes where it should not, each in memory of
+// its own with guards around it. Then nothing shares bytes, a program runs instruction by instruction, and a write
+// beside a buffer ends the process with the instruction's name, or at once where it meets memory that is not there.
+enum class Placement { kArena, kGuard };
 
 class Executor {
  public:
   // REQUIRES: the plan passed VerifyPlan. Errors: ResourceExhausted (larger than the memory at hand, before anything is
   // allocated), Unimplemented (no kernel; names the instruction), InvalidArgument (the backend is not the plan's
   // target).
-  static absl::StatusOr<std::unique_ptr<Executor>> Load(proto::PlanProto plan, std::unique_ptr<Backend> backend);
+  static absl::StatusOr<std::unique_ptr<Executor>> Load(proto::PlanProto plan, std::unique_ptr<Backend> backend,
+                                                        Placement placement = Placement::kArena);
 
   const proto::PlanProto& plan() const { return plan_; }
   Backend& backend() { return *backend_; }
+  // Null under Placement::kGuard.
   std::byte* arena() const { return arena_; }
   const Program* FindProgram(absl::string_view name) const;
   absl::Span<const BoundTensor> states() const { return states_; }
@@ -78,9 +86,19 @@ class Executor {
 
  private:
   Executor() = default;
+  std::byte* Address(const proto::TensorProto& tensor) const {
+    return buffers_[static_cast<size_t>(tensor.buffer())] + tensor.byte_offset();
+  }
+  absl::Status Place(Placement placement);
+  absl::StatusOr<BoundTensor> BindTensor(const proto::TensorProto& proto, absl::string_view name) const;
+  absl::StatusOr<KernelCall> MakeCall(const proto::ProgramProto& program, const proto::InstructionProto& instruction,
+                                      const proto::CudaInstructionProto* cuda) const;
+  void RunGuarded(const Program& program);
+
   proto::PlanProto plan_;
   std::unique_ptr<Backend> backend_;
   std::byte* arena_ = nullptr;
+  std::vector<std::byte*> buffers_;  // Where each buffer of the plan lies.
   std::vector<BoundTensor> states_;
   std::vector<std::unique_ptr<Program>> programs_;
 };

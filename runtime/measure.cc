@@ -1,7 +1,6 @@
 #include "runtime/measure.h"
 
 #include <algorithm>
-#include <bit>
 #include <cstring>
 #include <fstream>
 #include <map>
@@ -19,20 +18,10 @@
 namespace mt {
 namespace {
 
-constexpr int64_t kGranule = 256;
+constexpr int64_t kGranule = kGranuleBytes;
 // Not a number, and a large one: neither is what a step would write.
 constexpr uint8_t kPoisons[] = {0xff, 0x4b};
 constexpr size_t kMaxDifferences = 20;
-
-uint64_t HashGranule(const std::byte* granule, int64_t bytes) {
-  uint64_t lanes[4] = {1, 2, 3, 4};
-  uint64_t words[kGranule / 8] = {};
-  std::memcpy(words, granule, static_cast<size_t>(bytes));
-  for (size_t i = 0; i < std::size(words); i += 4) {
-    for (size_t k = 0; k < 4; ++k) lanes[k] = std::rotl((lanes[k] ^ words[i + k]) * 0x9E3779B97F4A7C15u, 29);
-  }
-  return ((lanes[0] * 31 + lanes[1]) * 31 + lanes[2]) * 31 + lanes[3];
-}
 
 const uint64_t kZeroHash = [] {
   const std::byte zeros[kGranule] = {};
@@ -54,11 +43,13 @@ class Measurer {
     const int64_t bytes = plan_.arena_bytes();
     granules_ = (bytes + kGranule - 1) / kGranule;
     before_.resize(static_cast<size_t>(granules_));
+    after_.resize(before_.size());
     for (int i = 0; i < plan_.programs_size(); ++i) {
       if (plan_.programs(i).name() == program_.name()) index_ = i;
     }
     for (const proto::ProgramInput& input : program_.inputs()) {
       input_buffers_.push_back(program_.tensors(input.tensor()).buffer());
+      if (input.has_staging()) input_buffers_.push_back(input.staging());
     }
     for (int i = 0; i < program_.instructions_size(); ++i) {
       const OpDef* op = FindOp(program_.instructions(i).op());
@@ -95,8 +86,15 @@ class Measurer {
                    const std::function<void()>& write);
   uint64_t Fingerprint() const;
 
+  std::string Read(int64_t begin, int64_t end) const {
+    std::string bytes(static_cast<size_t>(end - begin), '\0');
+    executor_.backend().CopyToHost(bytes.data(), executor_.arena() + begin, end - begin);
+    return bytes;
+  }
   int64_t GranuleBytes(int64_t g) const { return std::min(kGranule, plan_.arena_bytes() - g * kGranule); }
-  uint64_t Hash(int64_t g) const { return HashGranule(executor_.arena() + g * kGranule, GranuleBytes(g)); }
+  void Hash(std::vector<uint64_t>& hashes) const {
+    executor_.backend().HashGranules(executor_.arena(), plan_.arena_bytes(), absl::MakeSpan(hashes));
+  }
   bool LiveBefore(int b, int instruction) const;
   void Poison(int instruction, uint8_t poison);
   void MarkPlanned(const Segment& segment, std::vector<uint8_t>& planned) const;
@@ -110,9 +108,9 @@ class Measurer {
   Executor& executor_;
   int index_ = 0;
   int64_t granules_ = 0;
-  std::vector<int> input_buffers_;
+  std::vector<int> input_buffers_;  // Where the next batch waits, too.
   std::vector<Segment> segments_;
-  std::vector<uint64_t> before_;
+  std::vector<uint64_t> before_, after_;
   std::vector<uint8_t> live_;  // Granules that the last Poison left alone.
   Measurement result_;
   bool count_ = true;  // Bytes are counted in the first run; the second one only looks for differences.
@@ -136,9 +134,12 @@ void Measurer::Poison(int instruction, uint8_t poison) {
     const int64_t end = (buffer.offset() + buffer.size_bytes() + kGranule - 1) / kGranule;
     for (int64_t g = buffer.offset() / kGranule; g < end; ++g) live[static_cast<size_t>(g)] = 1;
   }
-  for (int64_t g = 0; g < granules_; ++g) {
-    if (live[static_cast<size_t>(g)] == 0)
-      executor_.backend().Fill(executor_.arena() + g * kGranule, poison, GranuleBytes(g));
+  for (int64_t g = 0; g < granules_;) {
+    const int64_t first = g;
+    while (g < granules_ && live[static_cast<size_t>(g)] == 0) ++g;
+    const int64_t end = std::min(g * kGranule, plan_.arena_bytes());
+    if (g > first) executor_.backend().Fill(executor_.arena() + first * kGranule, poison, end - first * kGranule);
+    if (g == first) ++g;
   }
 }
 
@@ -197,7 +198,7 @@ void Measurer::Compare(const Segment& segment, const std::vector<uint8_t>& plann
     // In place, zeros are often written over zeros (masked weights and their gradients), and one number may come out as
     // it was (what scales gradients that need no clipping, over the limit): no machine can tell that from not writing,
     // and memory that held no live value before would show the poison.
-    const uint64_t hash = Hash(g);
+    const uint64_t hash = after_[static_cast<size_t>(g)];
     const bool may_stay = plan == kOneNumber || (plan == kResult && hash == kZeroHash);
     const bool changed = hash != before_[static_cast<size_t>(g)] || (may_stay && live_[static_cast<size_t>(g)] != 0);
     const int64_t bytes = GranuleBytes(g);
@@ -233,9 +234,10 @@ absl::Status Measurer::Run(uint8_t poison, const std::function<absl::Status()>& 
   RETURN_IF_ERROR(prepare());
   for (const Segment& segment : segments_) {
     if (segment.first != 0) Poison(segment.first, poison);
-    for (int64_t g = 0; g < granules_; ++g) before_[static_cast<size_t>(g)] = Hash(g);
+    Hash(before_);
     run_.RunRange(segment.first, segment.last);
     executor_.backend().Synchronize();
+    Hash(after_);
     MarkPlanned(segment, planned);
     Compare(segment, planned);
   }
@@ -253,10 +255,11 @@ absl::Status Measurer::Run(uint8_t poison, const std::function<absl::Status()>& 
 // Of all states and outputs.
 uint64_t Measurer::Fingerprint() const {
   uint64_t fingerprint = 0;
+  std::vector<uint64_t> hashes;
   const auto mix = [&](const BoundTensor& tensor) {
-    for (int64_t at = 0; at < tensor.type.byte_size(); at += kGranule) {
-      fingerprint = fingerprint * 31 + HashGranule(tensor.data + at, std::min(kGranule, tensor.type.byte_size() - at));
-    }
+    hashes.resize(static_cast<size_t>((tensor.type.byte_size() + kGranule - 1) / kGranule));
+    executor_.backend().HashGranules(tensor.data, tensor.type.byte_size(), absl::MakeSpan(hashes));
+    for (const uint64_t hash : hashes) fingerprint = fingerprint * 31 + hash;
   };
   for (const BoundTensor& state : executor_.states()) mix(state);
   for (const BoundTensor& output : run_.outputs()) mix(output);
@@ -330,8 +333,7 @@ void Measurer::CheckWrites(const std::string& writer, int instruction, const std
     begin = std::max<int64_t>(begin, 0);
     end = std::min(end, plan_.arena_bytes());
     if (begin >= end) return;
-    const char* bytes = reinterpret_cast<const char*>(executor_.arena() + begin);
-    watches.push_back({begin, end, must_change, std::string(bytes, static_cast<size_t>(end - begin)), std::move(what)});
+    watches.push_back({begin, end, must_change, Read(begin, end), std::move(what)});
   };
   for (const Extent& extent : writes) {
     const proto::BufferProto& own = plan_.buffers(extent.buffer);
@@ -367,9 +369,8 @@ void Measurer::CheckWrites(const std::string& writer, int instruction, const std
   write();
   for (const Watch& w : watches) {
     int64_t changed = 0;
-    for (int64_t i = w.begin; i < w.end; ++i) {
-      if (w.before[static_cast<size_t>(i - w.begin)] != static_cast<char>(executor_.arena()[i])) ++changed;
-    }
+    const std::string after = Read(w.begin, w.end);
+    for (size_t i = 0; i < after.size(); ++i) changed += w.before[i] != after[i] ? 1 : 0;
     if (w.must_change && changed == 0) {
       AddDifference(absl::StrCat(writer, " left ", w.end - w.begin, " bytes at the end as they were of ", w.what));
     } else if (!w.must_change && changed > 0) {
@@ -411,6 +412,11 @@ absl::Status Measurer::RunByInstruction(uint8_t poison, const std::function<absl
     if (plan_.buffers(program_.tensors(input.tensor()).buffer()).program() == -1) continue;
     inputs.push_back(TensorExtent(input.tensor()));
     poison_buffer(inputs.back().buffer, -1);
+    if (!input.has_staging()) continue;
+    const Extent& taken = inputs.back();
+    const int64_t begin = plan_.buffers(input.staging()).offset();
+    inputs.push_back({input.staging(), begin, begin + taken.end - taken.begin});
+    poison_buffer(input.staging(), -1);
   }
   absl::Status status;
   CheckWrites("the host's inputs", -1, inputs, [&] { status = prepare(); });
@@ -478,9 +484,8 @@ int64_t StatusField(absl::string_view name) {
 absl::StatusOr<Measurement> MeasureProgram(Executor& executor, const Program& program,
                                            const std::function<absl::Status()>& prepare,
                                            const std::function<absl::Status()>& restore) {
-  if (executor.backend().name() != "cpu") {
-    return absl::InvalidArgumentError(
-        absl::StrCat("a step can be measured on the cpu backend, not on ", executor.backend().name()));
+  if (executor.backend().name() == "null" || executor.arena() == nullptr) {
+    return absl::InvalidArgumentError("a step can be measured where one is computed, in an arena");
   }
   Measurer measurer(executor, program);
   uint64_t fingerprints[3] = {};

@@ -44,7 +44,7 @@ struct Measurement {
 // `prepare` feeds the inputs (after each poisoning); `restore` sets the states to what they were. Optimizer states are
 // given nonzero values for the duration, so that every element that the plan says is updated does change;
 //   sums of gradients, too, unless the program reads batches: a step begins with sums of zero.
-// Takes host memory for two hashes a granule. REQUIRES: a host-addressable backend ("cpu").
+// Takes host memory for two hashes a granule. Errors: InvalidArgument (null backend, or guarded buffers).
 absl::StatusOr<Measurement> MeasureProgram(Executor& executor, const Program& program,
                                            const std::function<absl::Status()>& prepare,
                                            const std::function<absl::Status()>& restore);

@@ -1,6 +1,7 @@
 // mtrun: runs a plan.
 #include <unistd.h>
 
+#include <chrono>
 #include <cmath>
 #include <csignal>
 #include <cstdio>
@@ -22,6 +23,7 @@
 #include "ir/base/tools.h"
 #include "ir/base/units.h"
 #include "ir/target.h"
+#include "runtime/allocations.h"
 #include "runtime/backend.h"
 #include "runtime/cuda/backend.h"
 #include "runtime/data/corpus.h"
@@ -129,6 +131,43 @@ class StepPrinter {
   bool terminal_, open_ = false;
 };
 
+// What changes in a process between two steps, though nothing should.
+class Drift {
+ public:
+  // The first steps still load code and touch pages.
+  static constexpr int64_t kFirst = 3;
+  void Start(Backend& backend) {
+    device_bytes_ = backend.UsedDeviceBytes();
+    resident_bytes_ = ResidentBytes();
+    StartCountingAllocations();
+  }
+  void Stop(Backend& backend) {
+    counts_ = StopCountingAllocations();
+    device_bytes_ = backend.UsedDeviceBytes() - device_bytes_;
+    resident_bytes_ = ResidentBytes() - resident_bytes_;
+  }
+  std::string Text(bool on_device) const {
+    const std::string allocations =
+        CanCountAllocations() ? absl::StrCat(counts_.count, " allocations of 4 KiB or more, ") : "";
+    const std::string device = on_device ? absl::StrFormat("device %+d bytes, ", device_bytes_) : "";
+    return absl::StrCat(allocations, device, absl::StrFormat("process %+d bytes", resident_bytes_));
+  }
+  Json ToJson() const {
+    return {{"first_step", kFirst},
+            {"allocations", CanCountAllocations() ? Json(counts_.count) : Json(nullptr)},
+            {"small_allocations", CanCountAllocations() ? Json(counts_.small_count) : Json(nullptr)},
+            {"device_bytes", device_bytes_},
+            {"process_bytes", resident_bytes_}};
+  }
+
+ private:
+  int64_t device_bytes_ = 0, resident_bytes_ = 0;
+  AllocationCounts counts_;
+};
+
+double Seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+const double kStartSeconds = Seconds();  // Of the process, nearly.
+
 class Run {
  public:
   Run(const ParsedArgs& args, std::string plan_path) : args_(args), plan_path_(std::move(plan_path)) {}
@@ -150,6 +189,7 @@ class Run {
   std::unique_ptr<Trainer> trainer_;
   TrainOptions options_;
   std::optional<Measurement> measurement_;
+  double load_seconds_ = 0, weights_seconds_ = 0;  // Of the time to the first step.
 };
 
 absl::Status Run::PrepareOut() {
@@ -246,10 +286,17 @@ absl::Status Run::Train() {
   if (!out_.empty()) RETURN_IF_ERROR(metrics.Open(out_ + "/metrics.jsonl"));
   const int64_t arena_bytes = executor_->plan().arena_bytes();
   StepPrinter printer(args_.Int("log-every"));
+  Backend& backend = executor_->backend();
+  const bool on_device = !backend.host_addressable();
+  Drift drift;
+  const double ready_seconds = Seconds();
+  double first_step_seconds = 0;
 
   TrainHooks hooks;
   hooks.interrupted = [] { return interrupted != 0; };
   hooks.on_step = [&](const StepMetrics& step) {
+    if (step.step == 1) first_step_seconds = Seconds() - ready_seconds;
+    if (step.step == Drift::kFirst) drift.Start(backend);
     double left = -1;
     if (steps > 0)
       left = step.elapsed_seconds / static_cast<double>(step.step) * static_cast<double>(steps - step.step);
@@ -269,6 +316,8 @@ absl::Status Run::Train() {
   std::signal(SIGINT, OnSignal);
   std::signal(SIGTERM, OnSignal);
   absl::StatusOr<TrainResult> trained = trainer_->Train(options_, hooks);
+  const bool drift_known = trained.ok() && trained->steps > Drift::kFirst;
+  if (drift_known) drift.Stop(backend);
   printer.Break();
   RETURN_IF_ERROR(trained);
   const TrainResult& result = *trained;
@@ -294,7 +343,10 @@ absl::Status Run::Train() {
                       {"unigram_entropy", info->unigram_entropy}};
     }
   }
-  const int64_t process_bytes = PeakResidentBytes();
+  // Of the memory that the arena is in.
+  int64_t process_bytes = on_device ? backend.ProcessDeviceBytes() : PeakResidentBytes();
+  const bool others_too = process_bytes < 0;
+  if (others_too) process_bytes = backend.UsedDeviceBytes();
   const int64_t context_bytes = std::max<int64_t>(0, process_bytes - arena_bytes);
   rows.push_back({"arena planned", absl::StrCat(FormatBytes(arena_bytes), " (", FormatCount(arena_bytes), " bytes)")});
   if (measurement_) {
@@ -303,8 +355,22 @@ absl::Status Run::Train() {
                                         FormatCount(measurement_->measured_arena_bytes), " bytes), ",
                                         measurement_->agrees() ? "planned = measured" : "DIFFERS: see above")});
   }
-  rows.push_back(
-      {"process", absl::StrCat(FormatBytes(process_bytes), ", ", FormatBytes(context_bytes), " beside the arena")});
+  std::string beside = absl::StrCat(FormatBytes(process_bytes), ", ", FormatBytes(context_bytes), " beside the arena");
+  if (on_device) {
+    ASSIGN_OR_RETURN(const Target target, ParseTarget(executor_->plan().target()));
+    absl::StrAppend(&beside, " (", FormatBytes(ContextBytes(target)), " planned)",
+                    others_too ? ", other processes included" : "");
+  }
+  rows.push_back({on_device ? "device" : "process", beside});
+  if (on_device) rows.push_back({"process", FormatBytes(PeakResidentBytes())});
+  if (drift_known) {
+    rows.push_back({"drift", absl::StrCat(drift.Text(on_device), " since step ", Drift::kFirst)});
+  }
+  const double start_seconds = ready_seconds + first_step_seconds - kStartSeconds;
+  if (result.steps > 0 && !measurement_ && !args_.Has("trace")) {
+    rows.push_back({"first step", absl::StrFormat("after %.2f s: %.2f loading, %.2f weights, %.2f the step",
+                                                  start_seconds, load_seconds_, weights_seconds_, first_step_seconds)});
+  }
   if (!out_.empty()) {
     RETURN_IF_ERROR(SaveWeights(*executor_, out_ + "/" + kWeightsFile));
     const Json memory = MemoryJson(*executor_, measurement_, process_bytes, context_bytes);
@@ -320,6 +386,10 @@ absl::Status Run::Train() {
                           {"seconds", result.seconds},
                           {"last_loss", result.last_loss},
                           {"interrupted", result.interrupted},
+                          {"drift", drift_known ? drift.ToJson() : Json(nullptr)},
+                          {"load_seconds", load_seconds_},
+                          {"weights_seconds", weights_seconds_},
+                          {"first_step_seconds", first_step_seconds},
                           {"eval", evals},
                           {"config", ConfigJson(options_, steps, args_)},
                           {"versions", VersionsJson()},
@@ -350,11 +420,6 @@ absl::StatusOr<std::unique_ptr<Backend>> BackendOf(const proto::PlanProto& plan,
           absl::StrCat("--matmul-algos is about cuBLASLt; ", path, " is a plan for ", plan.target(), ": leave it out"));
     }
     return MakeCpuBackend(static_cast<int>(args.OptionalInt("threads").value_or(0)));
-  }
-  if (args.Bool("measure") || args.Has("trace")) {
-    return absl::UnimplementedError(absl::StrCat("--", args.Bool("measure") ? "measure" : "trace",
-                                                 " reads the arena through the host's pointers, and ", path,
-                                                 " is a plan for ", plan.target(), ": leave it out"));
   }
   CudaOptions options;
   options.time_matmuls = args.String("matmul-algos") == "timed";
@@ -391,16 +456,29 @@ absl::Status Run::Execute(proto::PlanProto plan) {
   ASSIGN_OR_RETURN(manifest_, ReadManifest(data_));
   RETURN_IF_ERROR(CheckVocabulary(plan, plan_path_, manifest_, data_));
   options_ = OptionsFromArgs(args_);
+  const double load_start = Seconds();
   ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, BackendOf(plan, plan_path_, args_));
   const std::string hint = FitHint(plan);
-  absl::StatusOr<std::unique_ptr<Executor>> executor = Executor::Load(std::move(plan), std::move(backend));
+  const bool guard = args_.String("debug-arena") == "guard";
+  if (guard && args_.Bool("measure")) {
+    return absl::InvalidArgumentError(
+        "--measure looks at the plan's arena, and --debug-arena guard has none: leave one of them out");
+  }
+  absl::StatusOr<std::unique_ptr<Executor>> executor =
+      Executor::Load(std::move(plan), std::move(backend), guard ? Placement::kGuard : Placement::kArena);
   if (executor.status().code() == absl::StatusCode::kResourceExhausted) {
     return absl::ResourceExhaustedError(absl::StrCat(executor.status().message(), hint));
   }
   RETURN_IF_ERROR(executor);
   executor_ = *std::move(executor);
+  if (guard) {
+    std::printf("guard: %d buffers, each in memory of its own; a write beside one ends the run\n",
+                executor_->plan().buffers_size());
+  }
   ASSIGN_OR_RETURN(trainer_, Trainer::Create(*executor_, data_));
+  load_seconds_ = Seconds() - load_start;
   RETURN_IF_ERROR(SetStates());
+  weights_seconds_ = Seconds() - load_start - load_seconds_;
   if (args_.Has("eval")) return EvaluateOnly();
   if (executor_->FindProgram("train") == nullptr) {
     return absl::InvalidArgumentError("the plan has no program \"train\"; use --eval SPLIT");

@@ -25,18 +25,18 @@ Json Slice(absl::string_view name, int track, double start_us, double end_us, Js
           {"args", std::move(args)}};
 }
 
-// Runs one program and appends its slices; `now` gives microseconds since the start of the trace.
-template <typename Now>
-void TraceProgram(Executor& executor, const Program& program, const Now& now, Json& events) {
+// In units of 1e9; 0 where the clock is too coarse to tell.
+double PerSecond(int64_t count, double seconds) { return seconds > 0 ? static_cast<double>(count) / seconds / 1e9 : 0; }
+
+// Runs one program and appends its slices, which begin at `start_us`, microseconds since the start of the trace. The
+// times of instructions are the backend's: on a device that of its own clock, the host does not wait between them.
+void TraceProgram(Executor& executor, const Program& program, double start_us, Json& events) {
   const proto::PlanProto& plan = executor.plan();
   const proto::ProgramProto& proto = program.proto();
   const int count = proto.instructions_size();
-  std::vector<double> times(static_cast<size_t>(count) + 1);
-  times[0] = now();
-  for (int i = 0; i < count; ++i) {
-    program.RunRange(i, i + 1);
-    executor.backend().Synchronize();
-    times[static_cast<size_t>(i) + 1] = now();
+  std::vector<double> times = {start_us};
+  for (const double seconds : executor.backend().Time(count, [&](int i) { program.RunRange(i, i + 1); })) {
+    times.push_back(start_us + seconds * 1e6);
   }
   // A view runs no code and ends no phase.
   std::vector<std::string> phases(static_cast<size_t>(count));
@@ -63,8 +63,8 @@ void TraceProgram(Executor& executor, const Program& program, const Now& now, Js
                               {"instruction", i},
                               {"flops", instruction.flops()},
                               {"bytes", instruction.bytes()},
-                              {"gflops_per_second", static_cast<double>(instruction.flops()) / seconds / 1e9},
-                              {"gbytes_per_second", static_cast<double>(instruction.bytes()) / seconds / 1e9},
+                              {"gflops_per_second", PerSecond(instruction.flops(), seconds)},
+                              {"gbytes_per_second", PerSecond(instruction.bytes(), seconds)},
                               {"recompute", instruction.recompute()}}));
     }
     std::array<int64_t, kNumMemoryClasses> live = {};
@@ -100,7 +100,8 @@ absl::Status WriteTrace(Executor& executor, absl::Span<const TracedRun> runs, co
   const auto now = [&] { return std::chrono::duration<double, std::micro>(Clock::now() - start).count(); };
   for (const TracedRun& run : runs) {
     RETURN_IF_ERROR(run.prepare());
-    TraceProgram(executor, *run.program, now, events);
+    executor.backend().Synchronize();
+    TraceProgram(executor, *run.program, now(), events);
   }
   const Json trace = {{"traceEvents", std::move(events)}, {"displayTimeUnit", "ms"}};
   return WriteFile(path, trace.dump());

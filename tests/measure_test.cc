@@ -43,6 +43,8 @@ class WrappedBackend : public Backend {
     return wrap_(call, std::move(thunk));
   }
   void Synchronize() override { cpu_->Synchronize(); }
+  absl::StatusOr<std::byte*> AllocateGuarded(int64_t bytes) override { return cpu_->AllocateGuarded(bytes); }
+  int64_t DamagedGuard() override { return cpu_->DamagedGuard(); }
 
  private:
   Wrap wrap_;

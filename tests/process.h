@@ -23,7 +23,8 @@ struct Outcome {
   std::string out, err;
 };
 
-// A folder of its own, removed at the end; commands run in it, with build/bin in front of PATH.
+// A folder of its own, removed at the end; commands run in it, with build/bin in front of PATH and no GPU to be seen:
+// what they print is the same on every machine.
 class ProcessFolder {
  public:
   explicit ProcessFolder(const std::string& name)
@@ -46,8 +47,8 @@ class ProcessFolder {
   // Runs bash on `command`.
   Outcome Run(const std::string& command) const {
     const std::string out = absl::StrCat(path_, ".out"), err = absl::StrCat(path_, ".err");
-    const std::string line = absl::StrCat("export PATH=", ShellQuote(MT_BINARY_DIR), "/bin:$PATH; cd ",
-                                          ShellQuote(path_), " || exit 99\n", command);
+    const std::string line = absl::StrCat("export CUDA_VISIBLE_DEVICES= PATH=", ShellQuote(MT_BINARY_DIR),
+                                          "/bin:$PATH; cd ", ShellQuote(path_), " || exit 99\n", command);
     const std::string whole =
         absl::StrCat("bash -c ", ShellQuote(line), " > ", ShellQuote(out), " 2> ", ShellQuote(err), " < /dev/null");
     const int status = std::system(whole.c_str());

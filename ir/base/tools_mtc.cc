@@ -71,8 +71,7 @@ constexpr FlagDef kFlags[] = {
     {.name = "target",
      .metavar = "TARGET",
      .help =
-         "What the plan runs on: cpu, cuda (as cuda:sm_90), cuda:sm_75 ... sm_120; cuda plans run in a later version",
-     .default_text = "cpu",
+         "What the plan runs on: cpu, cuda (as cuda:sm_90), cuda:sm_75 ... sm_120 (default: the GPU here, else cpu)",
      .commands = "compile inspect fit train"},
     {.name = "memory",
      .kind = FlagKind::kBytes,

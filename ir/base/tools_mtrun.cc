@@ -130,6 +130,12 @@ constexpr FlagDef kFlags[] = {
      .kind = FlagKind::kChoice,
      .help = "Prints the loss of one split and trains nothing",
      .choices = "train|val|test"},
+    {.name = "debug-arena",
+     .kind = FlagKind::kChoice,
+     .help =
+         "guard: each buffer in memory of its own, so that a write beside one is found (cuda: by compute-sanitizer)",
+     .default_text = "plan",
+     .choices = "plan|guard"},
     {.name = "dry-run", .kind = FlagKind::kBool, .help = "Loads the plan and counts; computes nothing"},
 };
 

@@ -1,6 +1,7 @@
 #include "runtime/backend.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -27,6 +28,7 @@ class CpuBackend : public Backend {
   explicit CpuBackend(int threads) : pool_(threads) {}
   ~CpuBackend() override {
     if (arena_ != nullptr) ::munmap(arena_, static_cast<size_t>(arena_bytes_));
+    for (const Guarded& guarded : guarded_) ::munmap(guarded.mapping, static_cast<size_t>(guarded.mapping_bytes));
   }
 
   absl::string_view name() const override { return "cpu"; }
@@ -75,11 +77,56 @@ class CpuBackend : public Backend {
 
   void Synchronize() override {}
 
+  absl::StatusOr<std::byte*> AllocateGuarded(int64_t bytes) override;
+  int64_t DamagedGuard() override;
+
  private:
+  // Pages that cannot be touched, the buffer as near to the second one as its alignment allows, and around it, up to
+  // these pages, bytes of kGuardByte.
+  struct Guarded {
+    std::byte *mapping, *pages, *data;
+    int64_t mapping_bytes, pages_bytes, bytes;
+  };
+  static constexpr std::byte kGuardByte{0xA5};
+  static constexpr int64_t kGuardAlignment = 64;  // Of the widest vectors.
+
   ThreadPool pool_;
+  std::vector<Guarded> guarded_;
   std::byte* arena_ = nullptr;
   int64_t arena_bytes_ = 0;
 };
+
+absl::StatusOr<std::byte*> CpuBackend::AllocateGuarded(int64_t bytes) {
+  const int64_t page = ::sysconf(_SC_PAGESIZE);
+  const int64_t room = std::max<int64_t>((bytes + kGuardAlignment - 1) / kGuardAlignment, 1) * kGuardAlignment;
+  Guarded g = {.bytes = bytes};
+  g.pages_bytes = (room + page - 1) / page * page;
+  g.mapping_bytes = g.pages_bytes + 2 * page;
+  void* mapping = ::mmap(nullptr, static_cast<size_t>(g.mapping_bytes), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (mapping == MAP_FAILED || ::mprotect(static_cast<std::byte*>(mapping) + page, static_cast<size_t>(g.pages_bytes),
+                                          PROT_READ | PROT_WRITE) != 0) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("cannot map a buffer of ", FormatBytes(bytes), " between guards: ", std::strerror(errno)));
+  }
+  g.mapping = static_cast<std::byte*>(mapping);
+  g.pages = g.mapping + page;
+  g.data = g.pages + g.pages_bytes - room;
+  std::fill(g.pages, g.data, kGuardByte);
+  std::fill(g.data + bytes, g.pages + g.pages_bytes, kGuardByte);
+  guarded_.push_back(g);
+  return g.data;
+}
+
+int64_t CpuBackend::DamagedGuard() {
+  const auto intact = [](const std::byte* begin, const std::byte* end) {
+    return std::all_of(begin, end, [](std::byte b) { return b == kGuardByte; });
+  };
+  for (size_t i = 0; i < guarded_.size(); ++i) {
+    const Guarded& g = guarded_[i];
+    if (!intact(g.pages, g.data) || !intact(g.data + g.bytes, g.pages + g.pages_bytes)) return static_cast<int64_t>(i);
+  }
+  return -1;
+}
 
 class NullBackend : public Backend {
  public:
@@ -91,6 +138,8 @@ class NullBackend : public Backend {
     std::memset(to, 0, static_cast<size_t>(bytes));
   }
   void Fill(std::byte*, uint8_t, int64_t) override {}
+  void Copy(Lane, void*, const void*, int64_t) override {}
+  absl::StatusOr<std::byte*> AllocateGuarded(int64_t) override { return AllocateArena(0); }
   absl::StatusOr<Thunk> Bind(const KernelCall&) override {
     return Thunk([] {});
   }

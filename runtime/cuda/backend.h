@@ -7,19 +7,10 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "codegen/plan/gpu.h"
 #include "runtime/backend.h"
 
 namespace mt {
-
-struct CudaDeviceInfo {
-  int index = 0;
-  std::string name = {};  // "NVIDIA H200"
-  int sm = 0;             // Compute capability times 10: 90.
-  int processors = 0;     // 132.
-};
-// Errors: FailedPrecondition (no driver, no device), InvalidArgument for a number that no device has (says how many
-// there are), Unimplemented (built without CUDA).
-absl::StatusOr<CudaDeviceInfo> DescribeCudaDevice(int index);
 
 struct CudaOptions {
   // Each matmul takes the fastest of cuBLASLt's proposals that give the bits of its first one: out of the user's cache,

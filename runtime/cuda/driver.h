@@ -12,13 +12,9 @@ namespace mt {
 
 // The driver's entry points that we use, under their own names (cuda.h maps some to versions of themselves).
 #define MT_CUDA_DRIVER_FUNCTIONS(X) \
-  X(cuInit)                         \
   X(cuGetErrorName)                 \
   X(cuGetErrorString)               \
   X(cuDeviceGet)                    \
-  X(cuDeviceGetCount)               \
-  X(cuDeviceGetName)                \
-  X(cuDeviceGetAttribute)           \
   X(cuDeviceGetPCIBusId)            \
   X(cuDevicePrimaryCtxRetain)       \
   X(cuDevicePrimaryCtxRelease)      \
@@ -52,6 +48,7 @@ namespace mt {
   X(cuModuleUnload)                 \
   X(cuModuleGetFunction)            \
   X(cuFuncSetAttribute)             \
+  X(cuTensorMapEncodeTiled)         \
   X(cuLaunchKernel)
 struct CudaDriver {
 #define MT_DECLARE(name) decltype(&::name) name = nullptr;
@@ -59,7 +56,7 @@ struct CudaDriver {
 #undef MT_DECLARE
 };
 
-// Loads libcuda and initialises it, once. Errors: FailedPrecondition (no driver, or no device that it can use).
+// libcuda's functions. Errors: those of OpenCudaLibrary, FailedPrecondition (the driver is too old).
 absl::StatusOr<const CudaDriver*> LoadCudaDriver();
 
 // Ok, or an error that says what was done and what the driver says: ResourceExhausted where memory ran out, Internal

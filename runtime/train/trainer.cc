@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstring>
+#include <iterator>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -44,15 +46,21 @@ absl::StatusOr<StepInputs> StepInputs::Bind(Executor& executor, const Program& p
   StepInputs inputs;
   inputs.backend_ = &executor.backend();
   inputs.vocab_size_ = vocab_size;
+  const auto aligned = [](const BoundTensor& input) { return (input.type.byte_size() + 15) / 16 * 16; };
+  int64_t batch_bytes = 0, scalar_bytes = 4 * sizeof(int32_t);  // rng first.
   for (const BoundTensor& input : program.inputs()) {
     if (IsState(input.role)) continue;
     bool known = true;
-    if (input.name == "tokens" && input.type.dtype == DType::kI32) {
-      inputs.tokens_ = &input;
-    } else if (input.name == "labels" && input.type.dtype == DType::kI32) {
-      inputs.labels_ = &input;
-    } else if (input.name == "order" && input.type.dtype == DType::kI32) {
-      inputs.order_ = &input;
+    const BoundTensor** data = nullptr;
+    if (input.type.dtype == DType::kI32) {
+      if (input.name == "tokens") data = &inputs.tokens_;
+      if (input.name == "labels") data = &inputs.labels_;
+      if (input.name == "order") data = &inputs.order_;
+    }
+    if (data != nullptr) {
+      *data = &input;
+      inputs.batch_.push_back({&input, batch_bytes});
+      batch_bytes += aligned(input);
     } else if (input.name == "rng" && input.type == TensorType{DType::kI32, {4}}) {
       inputs.rng_ = &input;
     } else {
@@ -61,7 +69,8 @@ absl::StatusOr<StepInputs> StepInputs::Bind(Executor& executor, const Program& p
         const bool fits =
             input.type.rank() == 0 && (input.type.dtype == DType::kF32 || input.type.dtype == DType::kF64);
         if (scalar.name == input.name && fits) {
-          inputs.scalars_.push_back({&input, scalar.field});
+          inputs.scalars_.push_back({&input, scalar.field, scalar_bytes});
+          scalar_bytes += aligned(input);
           known = true;
         }
       }
@@ -73,36 +82,74 @@ absl::StatusOr<StepInputs> StepInputs::Bind(Executor& executor, const Program& p
                        "scalars lr, beta1, beta2, eps, weight_decay, grad_clip (f32[] or f64[])"));
     }
   }
-  if (inputs.order_ != nullptr) inputs.order_values_.resize(static_cast<size_t>(inputs.order_->type.num_elements()));
+  RETURN_IF_ERROR(inputs.Allocate(inputs.batches_, batch_bytes));
+  RETURN_IF_ERROR(inputs.Allocate(inputs.numbers_, scalar_bytes));
   return inputs;
 }
 
-void StepInputs::SetBatch(absl::Span<const int32_t> tokens, absl::Span<const int32_t> labels) {
-  const auto copy = [&](const BoundTensor* to, absl::Span<const int32_t> values) {
-    if (to == nullptr) return;
-    CHECK_EQ(to->type.num_elements(), static_cast<int64_t>(values.size())) << to->name;
-    backend_->CopyToDevice(to->data, values.data(), to->type.byte_size());
-  };
-  copy(tokens_, tokens);
-  copy(labels_, labels);
-  if (order_ != nullptr) {
-    SortPositions(tokens, vocab_size_, absl::MakeSpan(order_values_), &scratch_);
-    copy(order_, order_values_);
+absl::Status StepInputs::Allocate(Ring& ring, int64_t bytes) {
+  for (std::byte*& block : ring.blocks) {
+    ASSIGN_OR_RETURN(block, backend_->AllocatePinned(std::max<int64_t>(bytes, 1)));
   }
+  return absl::OkStatus();
+}
+
+std::byte* StepInputs::Next(Ring& ring) {
+  ring.current = (ring.current + 1) % Ring::kBlocks;
+  if (ring.read[ring.current] >= 0) backend_->WaitOnHost(ring.read[ring.current]);
+  return ring.blocks[ring.current];
+}
+
+void StepInputs::StageBatch(absl::Span<const int32_t> tokens, absl::Span<const int32_t> labels, bool beside) {
+  std::byte* block = Next(batches_);
+  for (const BatchInput& input : batch_) {
+    const size_t elements = static_cast<size_t>(input.tensor->type.num_elements());
+    const absl::Span<int32_t> to(reinterpret_cast<int32_t*>(block + input.at), elements);
+    if (input.tensor == order_) {
+      SortPositions(tokens, vocab_size_, to, &scratch_);
+      continue;
+    }
+    const absl::Span<const int32_t> values = input.tensor == tokens_ ? tokens : labels;
+    CHECK_EQ(elements, values.size()) << input.tensor->name;
+    std::copy(values.begin(), values.end(), to.begin());
+  }
+  // The staging buffers are free once the last batch was taken; or, where another program has run since, after it.
+  backend_->WaitIn(Lane::kInputs, beside && taken_ >= 0 ? taken_ : backend_->Record(Lane::kThunks));
+  for (const BatchInput& input : batch_) {
+    if (input.tensor->staging == nullptr) continue;
+    backend_->Copy(Lane::kInputs, input.tensor->staging, block + input.at, input.tensor->type.byte_size());
+  }
+  staged_ = backend_->Record(Lane::kInputs);
+  batches_.read[batches_.current] = staged_;  // Should it never be taken.
+}
+
+void StepInputs::TakeBatch() {
+  backend_->WaitIn(Lane::kThunks, staged_);
+  const std::byte* block = batches_.blocks[batches_.current];
+  for (const BatchInput& input : batch_) {
+    const std::byte* from = input.tensor->staging != nullptr ? input.tensor->staging : block + input.at;
+    backend_->Copy(Lane::kThunks, input.tensor->data, from, input.tensor->type.byte_size());
+  }
+  taken_ = backend_->Record(Lane::kThunks);
+  batches_.read[batches_.current] = taken_;
 }
 
 void StepInputs::SetScalars(const StepScalars& scalars) {
+  std::byte* block = Next(numbers_);
   if (rng_ != nullptr) {
     const int32_t state[4] = {static_cast<int32_t>(scalars.seed), static_cast<int32_t>(scalars.seed >> 32),
                               static_cast<int32_t>(scalars.step), static_cast<int32_t>(scalars.first_sample)};
-    backend_->CopyToDevice(rng_->data, state, sizeof(state));
+    std::memcpy(block, state, sizeof(state));
+    backend_->Copy(Lane::kThunks, rng_->data, block, sizeof(state));
   }
   for (const Scalar& scalar : scalars_) {
     const double value = scalars.*scalar.field;
     const float narrow = static_cast<float>(value);
     const bool wide = scalar.tensor->type.dtype == DType::kF64;
-    backend_->CopyToDevice(scalar.tensor->data, wide ? static_cast<const void*>(&value) : &narrow, wide ? 8 : 4);
+    std::memcpy(block + scalar.at, wide ? static_cast<const void*>(&value) : &narrow, wide ? 8 : 4);
+    backend_->Copy(Lane::kThunks, scalar.tensor->data, block + scalar.at, wide ? 8 : 4);
   }
+  numbers_.read[numbers_.current] = backend_->Record(Lane::kThunks);
 }
 
 absl::Status CheckVocabulary(const proto::PlanProto& plan, const std::string& plan_path, const Manifest& manifest,
@@ -197,41 +244,66 @@ absl::StatusOr<const CorpusReader*> Trainer::Reader(const std::string& split) {
 }
 
 absl::StatusOr<int64_t> Trainer::PlannedSteps(const TrainOptions& options) {
-  if (options.steps) return *options.steps;
-  if (options.max_minutes && !options.epochs) return 0;
-  ASSIGN_OR_RETURN(const CorpusReader* reader, Reader("train"));
-  const int64_t sequences = reader == nullptr ? 0 : reader->num_sequences(sequence_);
-  return static_cast<int64_t>(
-      std::ceil(options.epochs.value_or(1.0) * static_cast<double>(sequences) / static_cast<double>(batch_)));
+  std::optional<int64_t> steps = options.steps;
+  const auto limit = [&steps](int64_t limit) { steps = steps ? std::min(*steps, limit) : limit; };
+  if (options.max_tokens) {
+    const int64_t of_step = batch_ * sequence_;
+    limit(*options.max_tokens / of_step + (*options.max_tokens % of_step > 0 ? 1 : 0));
+  }
+  if (options.epochs || (!steps && !options.max_minutes)) {
+    ASSIGN_OR_RETURN(const CorpusReader* reader, Reader("train"));
+    const int64_t sequences = reader == nullptr ? 0 : reader->num_sequences(sequence_);
+    limit(static_cast<int64_t>(
+        std::ceil(options.epochs.value_or(1.0) * static_cast<double>(sequences) / static_cast<double>(batch_))));
+  }
+  return steps.value_or(0);
 }
 
-absl::Status Trainer::Prepare(const StepScalars& scalars, int64_t microbatch) {
+absl::Status Trainer::Stage(const StepScalars& scalars, int64_t microbatch, bool beside) {
   ASSIGN_OR_RETURN(const CorpusReader* reader, Reader("train"));
   if (reader == nullptr || reader->num_sequences(sequence_) == 0) {
     return absl::FailedPreconditionError(absl::StrCat("the train split of ", data_folder_, " has no sequence of ",
                                                       sequence_,
                                                       " tokens; prepare more text or compile with a smaller --seq"));
   }
+  const int64_t first = scalars.first_sample + microbatch * micro_batch();
+  RETURN_IF_ERROR(
+      reader->Samples(first, micro_batch(), sequence_, scalars.seed, absl::MakeSpan(tokens_), absl::MakeSpan(labels_)));
+  train_inputs_->StageBatch(tokens_, labels_, beside);
+  staged_sample_ = first;
+  return absl::OkStatus();
+}
+
+absl::Status Trainer::Prepare(const StepScalars& scalars, int64_t microbatch) {
   StepScalars own = scalars;
   own.first_sample += microbatch * micro_batch();
-  RETURN_IF_ERROR(reader->Samples(own.first_sample, micro_batch(), sequence_, scalars.seed, absl::MakeSpan(tokens_),
-                                  absl::MakeSpan(labels_)));
-  train_inputs_->SetBatch(tokens_, labels_);
+  if (staged_sample_ != own.first_sample) RETURN_IF_ERROR(Stage(scalars, microbatch, /*beside=*/false));
+  train_inputs_->TakeBatch();
+  staged_sample_.reset();
   train_inputs_->SetScalars(own);
   return absl::OkStatus();
 }
 
 void Trainer::PrepareApply(const StepScalars& scalars) { apply_inputs_->SetScalars(scalars); }
 
-absl::Status Trainer::Step(const StepScalars& scalars) {
+absl::Status Trainer::Launch(const StepScalars& scalars, const StepScalars* next) {
   for (int64_t i = 0; i < microbatches_; ++i) {
     RETURN_IF_ERROR(Prepare(scalars, i));
     train_->Run();
-    executor_.backend().Synchronize();
+    if (i + 1 < microbatches_) {
+      RETURN_IF_ERROR(Stage(scalars, i + 1, /*beside=*/true));
+    } else if (apply_ == nullptr && next != nullptr) {
+      RETURN_IF_ERROR(Stage(*next, 0, /*beside=*/true));
+    }
   }
   if (apply_ == nullptr) return absl::OkStatus();
   PrepareApply(scalars);  // After the last microbatch, whose buffers may lie over these.
   apply_->Run();
+  return absl::OkStatus();
+}
+
+absl::Status Trainer::Step(const StepScalars& scalars) {
+  RETURN_IF_ERROR(Launch(scalars, nullptr));
   executor_.backend().Synchronize();
   return absl::OkStatus();
 }
@@ -239,48 +311,60 @@ absl::Status Trainer::Step(const StepScalars& scalars) {
 absl::StatusOr<TrainResult> Trainer::Train(const TrainOptions& options, const TrainHooks& hooks) {
   if (train_ == nullptr) return absl::InvalidArgumentError("the plan has no program \"train\"");
   ASSIGN_OR_RETURN(const int64_t steps, PlannedSteps(options));
+  Backend& backend = executor_.backend();
   const Program& reports = apply_ != nullptr ? *apply_ : *train_;
-  const BoundTensor* loss_output = reports.FindOutput("loss");
-  const BoundTensor* norm_output = reports.FindOutput("grad_norm");
-  const BoundTensor* scale_output = reports.FindOutput("loss_scale");
-  const BoundTensor* applied_output = reports.FindOutput("applied");
+  // What a step reports, in this order, and where it is read: a row of numbers for each step under way.
+  const BoundTensor* const outputs[] = {reports.FindOutput("loss"), reports.FindOutput("grad_norm"),
+                                        reports.FindOutput("loss_scale"), reports.FindOutput("applied")};
+  constexpr int64_t kRow = std::size(outputs);
+  const int64_t depth = backend.programs_in_flight();
+  ASSIGN_OR_RETURN(std::byte * pinned, backend.AllocatePinned(depth * kRow * int64_t{sizeof(float)}));
+  float* const numbers = reinterpret_cast<float*>(pinned);
+
   LrSchedule schedule(options.schedule, options.scalars.lr, options.min_lr_ratio, options.warmup_steps,
                       options.patience);
-  TrainResult result;
-  const Clock::time_point start = Clock::now();
-  while (true) {
-    const double elapsed = SecondsSince(start);
-    if (steps > 0 || options.steps || options.epochs || !options.max_minutes) {
-      if (result.steps >= steps) break;
-    }
-    if (options.max_minutes && elapsed >= *options.max_minutes * 60) break;
-    if (hooks.interrupted && hooks.interrupted()) {
-      result.interrupted = true;
-      break;
-    }
-    const Clock::time_point step_start = Clock::now();
+  schedule.set_plateau(options.from.plateau);
+  const bool by_steps = steps > 0 || options.steps || options.max_tokens || options.epochs || !options.max_minutes;
+  const auto evaluates_after = [&](int64_t step) {
+    return options.eval_every > 0 && step % options.eval_every == 0 && step < steps && eval_ != nullptr;
+  };
+  const auto scalars_of = [&](int64_t step) {  // All but the learning rate.
     StepScalars scalars = options.scalars;
-    scalars.step += result.steps;
-    scalars.first_sample += result.steps * batch_;
-    // The part after the warmup; by time where only that is limited.
-    const int64_t after = result.steps - options.warmup_steps;
-    const double progress =
-        steps > 0 ? static_cast<double>(after) / std::max<double>(1, static_cast<double>(steps - options.warmup_steps))
-                  : elapsed / (options.max_minutes.value_or(1) * 60);
-    scalars.lr = schedule.At(result.steps, progress);
-    RETURN_IF_ERROR(Step(scalars));
+    scalars.step += step;
+    scalars.first_sample += options.from.samples + (step - options.from.steps) * batch_;
+    return scalars;
+  };
+
+  struct UnderWay {
+    double lr = 0;
+    int64_t point = 0;
+    Clock::time_point start;
+  };
+  std::vector<UnderWay> under_way(static_cast<size_t>(depth));
+  TrainResult result;  // Of the steps that have been read.
+  static_cast<TrainState&>(result) = options.from;
+  int64_t launched = result.steps;
+  const Clock::time_point start = Clock::now();
+  Clock::time_point last_read = start;
+  const auto read_one = [&]() -> absl::Status {
+    const int64_t slot = result.steps % depth;
+    const UnderWay& step = under_way[static_cast<size_t>(slot)];
+    backend.WaitOnHost(step.point);
+    const float* values = numbers + slot * kRow;
     StepMetrics metrics;
     metrics.step = ++result.steps;
-    metrics.loss = ReadScalar(executor_.backend(), *loss_output);
-    metrics.grad_norm = norm_output == nullptr ? 0 : ReadScalar(executor_.backend(), *norm_output);
-    if (scale_output != nullptr) metrics.loss_scale = ReadScalar(executor_.backend(), *scale_output);
-    metrics.skipped = applied_output != nullptr && ReadScalar(executor_.backend(), *applied_output) == 0;
+    metrics.loss = values[0];
+    metrics.grad_norm = outputs[1] == nullptr ? 0 : values[1];
+    if (outputs[2] != nullptr) metrics.loss_scale = values[2];
+    metrics.skipped = outputs[3] != nullptr && values[3] == 0;
     result.skipped_steps += metrics.skipped ? 1 : 0;
-    metrics.lr = scalars.lr;
-    metrics.step_seconds = SecondsSince(step_start);
+    metrics.lr = step.lr;
+    metrics.step_seconds = SecondsSince(std::max(step.start, last_read));
+    last_read = Clock::now();
     metrics.tokens_per_second = static_cast<double>(batch_ * sequence_) / metrics.step_seconds;
-    metrics.elapsed_seconds = SecondsSince(start);
+    metrics.elapsed_seconds = options.from.seconds + SecondsSince(start);
     result.tokens += batch_ * sequence_;
+    result.samples += batch_;
     result.last_loss = metrics.loss;
     if (metrics.skipped && metrics.loss_scale.value_or(0) <= kSmallestLossScale) {
       return absl::OutOfRangeError(
@@ -294,16 +378,69 @@ absl::StatusOr<TrainResult> Trainer::Train(const TrainOptions& options, const Tr
           "step %d: loss %g, gradient norm %g: not finite; try a smaller --lr, a longer --warmup or a --grad-clip",
           metrics.step, metrics.loss, metrics.grad_norm));
     }
-    if (hooks.on_step) RETURN_IF_ERROR(hooks.on_step(metrics));
-    if (options.eval_every > 0 && result.steps % options.eval_every == 0 && result.steps < steps && eval_ != nullptr) {
+    return hooks.on_step ? hooks.on_step(metrics) : absl::OkStatus();
+  };
+  // After it, all that was launched has been read, and the states are those after that step.
+  const auto read_all = [&]() -> absl::Status {
+    while (result.steps < launched) RETURN_IF_ERROR(read_one());
+    return absl::OkStatus();
+  };
+
+  while (true) {
+    const double elapsed = options.from.seconds + SecondsSince(start);
+    if (by_steps && launched >= steps) break;
+    if (options.early_stop > 0 && result.evals_since_best >= options.early_stop) {
+      result.stopped_early = true;
+      break;
+    }
+    if (options.max_minutes && elapsed >= *options.max_minutes * 60) break;
+    if (hooks.interrupted && hooks.interrupted()) {
+      result.interrupted = true;
+      break;
+    }
+    StepScalars scalars = scalars_of(launched);
+    // The part after the warmup; by time where only that is limited.
+    const int64_t after = launched - options.warmup_steps;
+    const double progress =
+        steps > 0 ? static_cast<double>(after) / std::max<double>(1, static_cast<double>(steps - options.warmup_steps))
+                  : elapsed / (options.max_minutes.value_or(1) * 60);
+    scalars.lr = schedule.At(launched, progress);
+    const int64_t slot = launched % depth;
+    UnderWay& step = under_way[static_cast<size_t>(slot)];
+    step = {.lr = scalars.lr, .start = Clock::now()};
+    ++launched;
+    // Nothing is staged where another program comes between, whose buffers may lie over the staged batch.
+    const StepScalars next = scalars_of(launched);
+    const bool saves = hooks.saves_after && hooks.saves_after(launched);
+    const bool follows = depth > 1 && !(by_steps && launched >= steps) && !evaluates_after(launched) && !saves;
+    RETURN_IF_ERROR(Launch(scalars, follows ? &next : nullptr));
+    for (int64_t i = 0; i < kRow; ++i) {
+      if (outputs[i] == nullptr) continue;
+      backend.Copy(Lane::kThunks, numbers + slot * kRow + i, outputs[i]->data, sizeof(float));
+    }
+    step.point = backend.Record(Lane::kThunks);
+    if (launched - result.steps >= depth) RETURN_IF_ERROR(read_one());
+    if (evaluates_after(launched)) {
+      RETURN_IF_ERROR(read_all());
       ASSIGN_OR_RETURN(const EvalMetrics eval, Evaluate("val", options.eval_batches));
       if (eval.tokens > 0) {
         schedule.Observe(eval.loss);
+        result.plateau = schedule.plateau();
+        const bool better = eval.loss < result.best_val;
+        result.best_val = better ? eval.loss : result.best_val;
+        result.evals_since_best = better ? 0 : result.evals_since_best + 1;
         if (hooks.on_eval) RETURN_IF_ERROR(hooks.on_eval(result.steps, eval));
       }
     }
+    if (saves) {
+      RETURN_IF_ERROR(read_all());
+      result.seconds = options.from.seconds + SecondsSince(start);
+      RETURN_IF_ERROR(hooks.on_save(result));
+    }
   }
-  result.seconds = SecondsSince(start);
+  RETURN_IF_ERROR(read_all());
+  staged_sample_.reset();  // Evaluations may lie over it.
+  result.seconds = options.from.seconds + SecondsSince(start);
   return result;
 }
 
@@ -343,6 +480,9 @@ std::vector<std::string> TrainWarnings(const TrainOptions& options, int64_t step
   }
   if (options.schedule == LrShape::kPlateau && options.eval_every == 0) {
     warnings.push_back("schedule plateau without --eval-every: the learning rate never falls");
+  }
+  if (options.early_stop > 0 && options.eval_every == 0) {
+    warnings.push_back("early-stop without --eval-every: nothing is evaluated that could stop the run");
   }
   if (steps > 0 && options.eval_every >= steps) {
     warnings.push_back(absl::StrCat("eval-every (", options.eval_every, ") >= steps (", steps,

@@ -14,6 +14,7 @@
 #include "runtime/data/corpus.h"
 #include "runtime/executor.h"
 #include "runtime/train/lr_schedule.h"
+#include "runtime/train/train_state.h"
 
 namespace mt {
 
@@ -25,30 +26,60 @@ struct StepScalars {
   double lr = 0, beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0.1, grad_clip = 1.0;
 };
 
-// Writes batches and scalars into a program's inputs. Everything is looked up once.
+// Writes batches and scalars into a program's inputs, by way of pinned memory: the host does not wait for the copies.
+// Everything is looked up once.
 class StepInputs {
  public:
-  // Errors: InvalidArgument for an input that nobody feeds (names it).
+  // Errors: InvalidArgument for an input that nobody feeds (names it), ResourceExhausted (no pinned memory).
   static absl::StatusOr<StepInputs> Bind(Executor& executor, const Program& program, int64_t vocab_size);
 
-  // tokens, labels: [batch * sequence]. Tokens must be below the vocabulary size.
-  void SetBatch(absl::Span<const int32_t> tokens, absl::Span<const int32_t> labels);
+  // Hands a batch over for the program's next run; the last batch's runs may be under way. tokens, labels: [batch *
+  // sequence]. Tokens must be below the vocabulary size. `beside`: it may be copied to its staging buffers while these
+  // runs are under way. REQUIRES, if so: no other program has been run since, or will be before TakeBatch.
+  void StageBatch(absl::Span<const int32_t> tokens, absl::Span<const int32_t> labels, bool beside);
+  // What was staged becomes the inputs of runs from here on.
+  void TakeBatch();
+  void SetBatch(absl::Span<const int32_t> tokens, absl::Span<const int32_t> labels) {
+    StageBatch(tokens, labels, /*beside=*/false);
+    TakeBatch();
+  }
   void SetScalars(const StepScalars& scalars);
 
  private:
-  Backend* backend_ = nullptr;
-  int64_t vocab_size_ = 0;
-  const BoundTensor *tokens_ = nullptr, *labels_ = nullptr, *order_ = nullptr, *rng_ = nullptr;
+  // Blocks of pinned memory used in turn: one may still be read while another is filled.
+  struct Ring {
+    static constexpr int kBlocks = 2;
+    std::byte* blocks[kBlocks] = {};
+    int64_t read[kBlocks] = {-1, -1};  // The point after which a block may be filled; -1: it has not been used.
+    int current = 0;
+  };
+  absl::Status Allocate(Ring& ring, int64_t bytes);
+  std::byte* Next(Ring& ring);  // Waits until its copies are done.
+
+  struct BatchInput {
+    const BoundTensor* tensor;
+    int64_t at;  // In a block.
+  };
   struct Scalar {
     const BoundTensor* tensor;
     double StepScalars::*field;
+    int64_t at;
   };
+  Backend* backend_ = nullptr;
+  int64_t vocab_size_ = 0;
+  const BoundTensor *tokens_ = nullptr, *labels_ = nullptr, *order_ = nullptr, *rng_ = nullptr;
+  std::vector<BatchInput> batch_;
   std::vector<Scalar> scalars_;
-  std::vector<int32_t> order_values_, scratch_;
+  Ring batches_, numbers_;
+  int64_t taken_ = -1;   // In kThunks: the staging buffers have been read.
+  int64_t staged_ = -1;  // In kInputs: the staging buffers are full.
+  std::vector<int32_t> scratch_;
 };
 
+// Of steps, tokens, epochs and minutes the first limit that is met ends the run.
 struct TrainOptions {
-  std::optional<int64_t> steps;
+  TrainState from;  // Where an earlier run stopped.
+  std::optional<int64_t> steps, max_tokens;
   std::optional<double> epochs, max_minutes;
   LrShape schedule = LrShape::kCosine;
   int64_t warmup_steps = 0;
@@ -57,6 +88,8 @@ struct TrainOptions {
   StepScalars scalars;       // lr is the peak.
   int64_t eval_every = 0;    // 0: at the end only.
   int64_t eval_batches = 0;  // Of one evaluation during training; 0: the whole split.
+  int64_t early_stop = 0;    // Evaluations in a row without a better loss that end the run; 0: none do.
+  std::string init, resume;  // Where the states came from, for the run's identity.
 };
 
 struct StepMetrics {
@@ -80,13 +113,14 @@ struct TrainHooks {
   std::function<absl::Status(const StepMetrics&)> on_step;
   std::function<absl::Status(int64_t step, const EvalMetrics&)> on_eval;
   std::function<bool()> interrupted;
+  // Whether on_save is to be called after this step; asked once for each.
+  std::function<bool(int64_t step)> saves_after;
+  // The plan's states are those after state.steps steps, and all of these have been told.
+  std::function<absl::Status(const TrainState& state)> on_save;
 };
 
-struct TrainResult {
-  int64_t steps = 0, tokens = 0;
-  int64_t skipped_steps = 0;  // By loss scaling; among `steps`.
-  double seconds = 0, last_loss = 0;
-  bool interrupted = false;
+struct TrainResult : TrainState {
+  bool interrupted = false, stopped_early = false;
 };
 
 class Trainer {
@@ -111,6 +145,8 @@ class Trainer {
   // One optimizer step: "train" over each microbatch, then "apply" where there is one.
   absl::Status Step(const StepScalars& scalars);
 
+  // Where the backend lets the host go on, a step's numbers are read while the next one runs, and on_step is called one
+  // step late; before on_eval and at the end all are read.
   // Errors: OutOfRange where the loss or the gradient norm is not finite (names the step), unless the step was skipped
   // and a smaller loss scale is left to try.
   absl::StatusOr<TrainResult> Train(const TrainOptions& options, const TrainHooks& hooks);
@@ -122,15 +158,20 @@ class Trainer {
  private:
   Trainer(Executor& executor, std::string data_folder) : executor_(executor), data_folder_(std::move(data_folder)) {}
 
+  int64_t micro_batch() const { return batch_ / microbatches_; }
+  absl::Status Stage(const StepScalars& scalars, int64_t microbatch, bool beside);
+  // Hands one step to the device and waits for nothing; stages the first batch of `next`, if there is one, on the way.
+  absl::Status Launch(const StepScalars& scalars, const StepScalars* next);
+
   Executor& executor_;
   std::string data_folder_;
-  int64_t micro_batch() const { return batch_ / microbatches_; }
 
   int64_t batch_ = 0, microbatches_ = 1, sequence_ = 0, vocab_size_ = 0;
   const Program *train_ = nullptr, *apply_ = nullptr, *eval_ = nullptr;
   std::optional<StepInputs> train_inputs_, apply_inputs_, eval_inputs_;
   std::unique_ptr<CorpusReader> readers_[3];
   std::vector<int32_t> tokens_, labels_;
+  std::optional<int64_t> staged_sample_;  // The first one of the batch that has been staged and not taken.
 };
 
 // What a run cannot mean as it is asked for: "warmup (200) >= steps (200): the learning rate never reaches its peak".
