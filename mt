@@ -6,7 +6,7 @@ cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")"
 
 # Debian 12, Debian 13 and Ubuntu 24.04 (universe) use the same names.
 readonly PACKAGES=(cmake ninja-build g++ ccache pkg-config ca-certificates protobuf-compiler libprotobuf-dev libabsl-dev
-                   libopenblas0-pthread nlohmann-json3-dev libpcre2-dev libgtest-dev libgmock-dev coinor-cbc)
+                   libopenblas0-pthread nlohmann-json3-dev libpcre2-dev libutf8proc-dev libgtest-dev libgmock-dev coinor-cbc)
 readonly BUILD=build
 
 usage() {
@@ -15,6 +15,7 @@ usage: ./mt VERB
 
   demo [TEXT]      Trains a small model on real prose, from nothing: installs, builds, prepares, compiles, runs.
                    TEXT: your own UTF-8 file or folder instead of the Polish prose from Debian's fortunes-pl.
+  demo --target T  The same on cpu or cuda[:sm_90]; without it, on the GPU that is here, else on the CPU.
   test [ARGS]      Builds and runs the tests; ARGS go to ctest (./mt test -R plan). Ends with what was skipped and why.
   test --mutate    Runs the mutants instead: every planted bug must be caught by a named test.
   build            Installs what is missing and builds into build/; the tools are in build/bin.
@@ -202,7 +203,15 @@ json_number() {  # json_number KEY: the first number under that key of the JSON 
 }
 
 verb_demo() {
-  local text=${1:-} folder=$BUILD/demo
+  local text= folder=$BUILD/demo target=()
+  while (($#)); do
+    case $1 in
+      --target) target=(--target "${2:?--target needs cpu or cuda}") && shift 2 ;;
+      --target=*) target=("$1") && shift ;;
+      -*) fail 2 "demo knows no $1; it takes a text and --target" ;;
+      *) text=$1 && shift ;;
+    esac
+  done
   [[ -z $text || $text == /* ]] || text=$CALLED_FROM/$text
   [[ -z $text || -e $text ]] || fail 4 "$text: no such file"
   compile mtc mtrun mtcorpus
@@ -217,7 +226,8 @@ verb_demo() {
   rm -rf $folder/corpus $folder/run
   run $BUILD/bin/mtcorpus prep --input "$text" --out $folder/corpus --tokenizer char
   # Short sequences and wider initial weights: what lets so small a model leave the plateau of pairs within seconds.
-  run $BUILD/bin/mtc compile tiny_char --data $folder/corpus --seq 32 --batch 16 --set init_stddev=0.08 -o $folder/tiny_char.plan
+  run $BUILD/bin/mtc compile tiny_char --data $folder/corpus --seq 32 --batch 16 --set init_stddev=0.08 \
+    ${target[@]+"${target[@]}"} -o $folder/tiny_char.plan
   run $BUILD/bin/mtrun $folder/tiny_char.plan --data $folder/corpus --steps 800 --lr 3e-3 --warmup 40 --log-every 50 --measure \
     --out $folder/run
 

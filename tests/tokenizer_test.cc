@@ -4,10 +4,18 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <random>
 
+#include "absl/strings/match.h"
+#include "absl/strings/str_replace.h"
+#include "ir/base/check.h"
 #include "ir/base/file.h"
+#include "nlohmann/json.hpp"
+#include "proto/sentencepiece.pb.h"
+#include "runtime/data/pretokenizer.h"
+#include "runtime/data/tokenizer_files.h"
 #include "runtime/data/utf8.h"
 #include "tests/test_util.h"
 
@@ -321,9 +329,10 @@ TEST(Tokenizer, RefusesDamagedAndUnsupportedFilesByName) {
       {std::string(1000, '[') + std::string(1000, ']'), "nested deeper"},
       {Replaced(bpe, "\"model\":", "\"version\": 1, \"model\":"), "\"version\" twice"},
       {Replaced(bpe, "\"BPE\"", "\"Unigram\""), "model of type \"Unigram\""},
-      {Replaced(bpe, "\"normalizer\": null", "\"normalizer\": {\"type\": \"NFC\"}"), "\"normalizer\""},
+      {Replaced(bpe, "\"normalizer\": null", "\"normalizer\": {\"type\": \"NFKC\"}"), "type \"NFKC\""},
       {Replaced(bpe, "\"ByteLevel\"", "\"Metaspace\""), "\"pre_tokenizer\" of type \"Metaspace\""},
-      {Replaced(bpe, "\"add_prefix_space\": false", "\"add_prefix_space\": true"), "add_prefix_space"},
+      {Replaced(bpe, "\"ByteLevel\"", "\"Whitespace\""), "\"pre_tokenizer\" of type \"Whitespace\""},
+      {Replaced(bpe, "\"add_prefix_space\": false", "\"add_prefix_space\": 1"), "add_prefix_space"},
       {Replaced(bpe, "\"dropout\": null", "\"dropout\": 0.5"), "\"dropout\""},
       {Replaced(bpe, "\"byte_fallback\": false", "\"byte_fallback\": true"), "\"byte_fallback\""},
       {Replaced(bpe, "\"content\": \"<|endoftext|>\"", "\"content\": \"<s>\""), "added token \"<s>\""},
@@ -331,7 +340,7 @@ TEST(Tokenizer, RefusesDamagedAndUnsupportedFilesByName) {
       {Replaced(bpe, "\"a\": 97", "\"a\": -1"), "ids are 0 to"},
       {Replaced(bpe, "\"a\": 97", "\"a\": 1e3"), "ids are 0 to"},
       {Replaced(bpe, "\"a\": 97", "\"€\": 97"), "byte-level characters"},
-      {Replaced(bpe, "\"a\": 97", "\"zzz\": 97"), "lacks the byte 97"},
+      {Replaced(bpe, "\"z\": 122", "\"zzz\": 122"), "lacks the byte 122"},
       {Replaced(bpe, "\"a b\"", "\"a q\""), "merge 0"},
       {Replaced(bpe, "\"a b\"", "\"a b c\""), "merge 0 is not a pair"},
       {Replaced(bpe, "\"a b\"", "7"), "merge 0 is not a pair"},
@@ -368,6 +377,161 @@ TEST(Tokenizer, SurvivesFlippedBits) {
       for (const int32_t id : (*tokenizer)->Encode(kText)) ASSERT_TRUE(id >= 0 && id < (*tokenizer)->vocab_size());
     }
   }
+}
+
+// tests/tokenizers/make.py wrote the files and the ids that tokenizers, tiktoken and sentencepiece give.
+nlohmann::json Golden() {
+  const std::string folder = absl::StrCat(MT_SOURCE_DIR, "/tests/tokenizers/data");
+  nlohmann::json golden = nlohmann::json::parse(ReadFile(absl::StrCat(folder, "/golden.json")).value());
+  for (nlohmann::json& item : golden["tokenizers"]) {
+    item["spec"] = absl::StrReplaceAll(item["spec"].get<std::string>(), {{"@", folder}});
+  }
+  return golden;
+}
+
+TEST(TokenizerFiles, GiveTheIdsOfOtherLibraries) {
+  const nlohmann::json golden = Golden();
+  ASSERT_EQ(golden["tokenizers"].size(), 10u);
+  for (const nlohmann::json& item : golden["tokenizers"]) {
+    SCOPED_TRACE(item["name"]);
+    ASSERT_OK_AND_ASSIGN(const auto tokenizer, OpenTokenizer(item["spec"]));
+    // What is kept beside a corpus gives the same.
+    ASSERT_OK_AND_ASSIGN(const auto saved, ParseTokenizer(tokenizer->Serialize()));
+    EXPECT_EQ(saved->hash(), tokenizer->hash());
+    EXPECT_EQ(saved->name(), tokenizer->name());
+    EXPECT_EQ(saved->Serialize(), tokenizer->Serialize());
+    EXPECT_EQ(saved->end_of_document(), tokenizer->end_of_document());
+    for (size_t i = 0; i < golden["texts"].size(); ++i) {
+      const std::string text = golden["texts"][i];
+      const std::vector<int32_t> expected = item["ids"][i];
+      EXPECT_EQ(tokenizer->Encode(text), expected) << text;
+      EXPECT_EQ(saved->Encode(text), expected) << text;
+      const bool lossless = item["name"] != "spm_defaults" && item["name"] != "nfc_prefix";
+      if (lossless && !absl::StrContains(text, "\xE2\x96\x81")) {
+        EXPECT_EQ(tokenizer->Decode(expected).value(), text);
+      }
+    }
+  }
+}
+
+TEST(TokenizerFiles, PartsOfATextAreEncodedAsOne) {
+  const nlohmann::json golden = Golden();
+  for (const nlohmann::json& item : golden["tokenizers"]) {
+    SCOPED_TRACE(item["name"]);
+    ASSERT_OK_AND_ASSIGN(const auto tokenizer, OpenTokenizer(item["spec"]));
+    std::vector<int32_t> ids;
+    tokenizer->EncodePart("Litwo! Ojczyzno", /*continued=*/false, &ids);
+    tokenizer->EncodePart(" moja! ty", /*continued=*/true, &ids);
+    tokenizer->EncodePart(" jak zdrowie", /*continued=*/true, &ids);
+    EXPECT_EQ(ids, tokenizer->Encode("Litwo! Ojczyzno moja! ty jak zdrowie"));
+  }
+}
+
+TEST(TokenizerFiles, TheEndOfADocumentIsTheOneThatTheFolderNames) {
+  const std::string folder = absl::StrCat(::testing::TempDir(), "/tokenizer_files-", ::getpid());
+  ASSERT_OK(MakeFolder(folder));
+  std::string text = Train("bpe:300", kText)->Serialize();
+  const size_t at = text.find("\"added_tokens\": [\n");
+  text.insert(at + 18, "{\"id\": 400, \"content\": \"<|im_end|>\", \"special\": true},\n");
+  ASSERT_OK(WriteFile(folder + "/tokenizer.json", text));
+  EXPECT_EQ(OpenTokenizer("hf:" + folder).value()->TokenBytes(OpenTokenizer(folder).value()->end_of_document()),
+            "<|endoftext|>");
+  ASSERT_OK(WriteFile(folder + "/tokenizer_config.json", "{\"eos_token\": {\"content\": \"<|im_end|>\"}}"));
+  ASSERT_OK_AND_ASSIGN(const auto tokenizer, OpenTokenizer("hf:" + folder));
+  EXPECT_EQ(tokenizer->end_of_document(), 400);
+  EXPECT_EQ(tokenizer->vocab_size(), 401);  // With holes that no text reaches.
+  EXPECT_EQ(ParseTokenizer(tokenizer->Serialize()).value()->end_of_document(), 400);
+  ASSERT_OK(WriteFile(folder + "/tokenizer_config.json", "{\"eos_token\": \"<nowhere>\"}"));
+  EXPECT_THAT(OpenTokenizer("hf:" + folder), StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("<nowhere>")));
+  std::filesystem::remove_all(folder);
+  EXPECT_THAT(OpenTokenizer("hf:" + folder), StatusIs(absl::StatusCode::kNotFound, HasSubstr("has no tokenizer.json")));
+}
+
+TEST(TokenizerFiles, RefuseByNameWhatTheyCannotBe) {
+  const std::string folder = absl::StrCat(MT_SOURCE_DIR, "/tests/tokenizers/data");
+  const std::string model = ReadFile(folder + "/llama.model").value();
+  const auto edited = [&](const std::function<void(proto::sentencepiece::ModelProto*)>& edit) {
+    proto::sentencepiece::ModelProto file;
+    CHECK(file.ParseFromString(model));
+    edit(&file);
+    return ParseSentencePiece(file.SerializeAsString());
+  };
+  using Model = proto::sentencepiece::ModelProto;
+  constexpr auto kBad = absl::StatusCode::kFailedPrecondition;
+  EXPECT_THAT(
+      edited([](Model* m) { m->mutable_trainer_spec()->set_model_type(proto::sentencepiece::TrainerSpec::UNIGRAM); }),
+      StatusIs(kBad, HasSubstr("unigram")));
+  EXPECT_THAT(edited([](Model* m) {
+                m->mutable_normalizer_spec()->set_name("nmt_nfkc");
+                m->mutable_normalizer_spec()->set_precompiled_charsmap("x");
+              }),
+              StatusIs(kBad, HasSubstr("nmt_nfkc")));
+  EXPECT_THAT(edited([](Model* m) { m->mutable_pieces(300)->set_piece(m->pieces(301).piece()); }),
+              StatusIs(kBad, HasSubstr("twice")));
+  EXPECT_THAT(edited([](Model* m) { m->mutable_pieces(10)->set_piece("<0xZZ>"); }), StatusIs(kBad, HasSubstr("byte")));
+  EXPECT_THAT(edited([](Model* m) { m->mutable_pieces(10)->set_type(Model::SentencePiece::CONTROL); }),
+              StatusIs(kBad, HasSubstr("lacks the byte 7")));
+  EXPECT_THAT(edited([](Model* m) { m->mutable_pieces(270)->set_type(Model::SentencePiece::UNUSED); }),
+              StatusIs(kBad, HasSubstr("unused")));
+  EXPECT_THAT(edited([](Model* m) { m->mutable_pieces(270)->set_piece("\xFF"); }),
+              StatusIs(kBad, HasSubstr("not UTF-8")));
+  EXPECT_THAT(edited([](Model* m) { m->mutable_trainer_spec()->set_eos_id(-1); }), StatusIs(kBad, HasSubstr("eos_id")));
+  EXPECT_THAT(ParseSentencePiece("nothing"), StatusIs(kBad, HasSubstr("not a SentencePiece model")));
+  EXPECT_THAT(ParseTiktoken("IQ== 0\nIQ== 1\n", "gpt2"), StatusIs(kBad, HasSubstr("line 2")));
+  EXPECT_THAT(ParseTiktoken("IQ== 0\n", "mine"), StatusIs(kBad, HasSubstr("\"mine\"")));
+  EXPECT_THAT(ParseTiktoken("IQ== 0\n", "gpt2"), StatusIs(kBad, HasSubstr("lacks the byte")));
+  EXPECT_THAT(ParseTiktoken("!! 0\n", "gpt2"), StatusIs(kBad, HasSubstr("line 1")));
+  EXPECT_THAT(ParseGpt2Files("{}", ""), StatusIs(kBad, HasSubstr("no <|endoftext|>")));
+}
+
+TEST(TokenizerFiles, SurviveFlippedBits) {
+  const std::string folder = absl::StrCat(MT_SOURCE_DIR, "/tests/tokenizers/data");
+  const std::string text = absl::StrCat(kText, "<tool>x</tool>    \xFF");
+  std::mt19937 random(17);
+  const auto flip = [&](const std::string& good, const auto& parse) {
+    for (int i = 0; i < 400; ++i) {
+      std::string bad = good;
+      for (uint32_t flips = 1 + random() % 3; flips > 0; --flips) {
+        const size_t at = random() % bad.size();
+        bad[at] = static_cast<char>(bad[at] ^ 1 << (random() % 8));
+      }
+      if (i % 10 == 0) bad.resize(random() % bad.size());
+      const auto tokenizer = parse(bad);
+      if (!tokenizer.ok()) continue;
+      for (const int32_t id : (*tokenizer)->Encode(text)) ASSERT_TRUE(id >= 0 && id < (*tokenizer)->vocab_size());
+      ASSERT_THAT(ParseTokenizer((*tokenizer)->Serialize()), IsOk());
+    }
+  };
+  for (const char* file : {"split_added", "llama", "nfc_prefix"}) {
+    flip(ReadFile(absl::StrCat(folder, "/", file, "/tokenizer.json")).value(),
+         [](const std::string& bad) { return ParseTokenizer(bad); });
+  }
+  for (const char* file : {"llama.model", "defaults.model"}) {
+    flip(ReadFile(absl::StrCat(folder, "/", file)).value(), ParseSentencePiece);
+  }
+  flip(ReadFile(absl::StrCat(folder, "/own.gpt2.tiktoken")).value(),
+       [](const std::string& bad) { return ParseTiktoken(bad, "cl100k_base"); });
+  const std::string merges = ReadFile(absl::StrCat(folder, "/files/vocab.bpe")).value();
+  flip(ReadFile(absl::StrCat(folder, "/files/encoder.json")).value(),
+       [&](const std::string& bad) { return ParseGpt2Files(bad, merges); });
+}
+
+TEST(PreTokenizer, RefusesWhatOnigurumaReadsDifferently) {
+  for (const char* pattern : {"[a&&b]", "[a[b]]", "\\h", "(?m:.)", "(?R)", "\\1", "a{2}+", "[\\S]", "\\", "[a", "(",
+                              "\\pL", "(*FAIL)", "\\K", "\\u12", "[]"}) {
+    EXPECT_THAT(PreTokenizer::Create({{pattern}}), StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr(pattern)))
+        << pattern;
+  }
+  // Terminates on a pattern that backtracks for ever, and cuts nothing out.
+  ASSERT_OK_AND_ASSIGN(const auto slow, PreTokenizer::Create({{"(a+)+$b"}}));
+  const std::string text(60, 'a');
+  std::string back;
+  slow->Split(text, [&](absl::string_view word) { absl::StrAppend(&back, word); });
+  EXPECT_EQ(back, text);
+  ASSERT_OK_AND_ASSIGN(const auto empty, PreTokenizer::Create({{"x*"}}));
+  std::vector<std::string> words;
+  empty->Split("żxxab", [&](absl::string_view word) { words.emplace_back(word); });
+  EXPECT_THAT(words, ElementsAre("ż", "xx", "ab"));
 }
 
 }  // namespace

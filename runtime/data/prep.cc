@@ -22,6 +22,7 @@
 #include "runtime/data/entropy.h"
 #include "runtime/data/permutation.h"
 #include "runtime/data/shard.h"
+#include "runtime/data/tokenizer_files.h"
 
 namespace mt {
 namespace {
@@ -74,8 +75,7 @@ absl::Status CheckOptions(const PrepOptions& options) {
   }
   if (options.tokenizer_bytes < 1) return absl::InvalidArgumentError("tokenizer bytes: must be at least 1");
   if (options.shard_tokens < 1) return absl::InvalidArgumentError("shard tokens: must be at least 1");
-  std::error_code ignored;
-  if (IsTrained(options.tokenizer) || !fs::exists(options.tokenizer, ignored)) {
+  if (IsTrained(options.tokenizer) || !IsTokenizerPath(options.tokenizer)) {
     RETURN_IF_ERROR(NewTokenizerTrainer(options.tokenizer));  // Says what a tokenizer can be.
   }
   return absl::OkStatus();
@@ -186,7 +186,7 @@ class SplitWriter {
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> MakeTokenizer(const PrepOptions& options, const Permutation& order,
                                                          int64_t train_documents, TextSource* source) {
-  if (!IsTrained(options.tokenizer)) return LoadTokenizer(options.tokenizer);
+  if (!IsTrained(options.tokenizer)) return OpenTokenizer(options.tokenizer);
   ASSIGN_OR_RETURN(std::unique_ptr<TokenizerTrainer> trainer, NewTokenizerTrainer(options.tokenizer));
   // Characters are all collected, or a rare one would be lost.
   const int64_t limit = options.tokenizer == "char" ? source->size_bytes() : options.tokenizer_bytes;
@@ -292,9 +292,11 @@ absl::StatusOr<Manifest> PrepareCorpus(const PrepOptions& options) {
     SplitInfo& info = writer.info();
     for (int64_t i = 0; i < counts[s]; ++i) {
       WordCounter words;
+      bool continued = false;
       RETURN_IF_ERROR(source->ReadDocument(order(document++), [&](absl::string_view text) {
         ids.clear();
-        tokenizer->Encode(text, &ids);
+        tokenizer->EncodePart(text, continued, &ids);
+        continued = true;
         if (tokenizer->unknown() >= 0) unknown += std::count(ids.begin(), ids.end(), tokenizer->unknown());
         info.bytes += static_cast<int64_t>(text.size());
         info.words += words.Count(text);

@@ -18,7 +18,7 @@ namespace mt {
 struct PrepOptions {
   std::string input;  // File, folder (all files below it, in the order of their names) or "-".
   std::string output;
-  std::string tokenizer = "bpe:10000";      // "bpe:N", "char" or the path of a tokenizer file.
+  std::string tokenizer = "bpe:10000";      // "bpe:N", "char" or what OpenTokenizer reads.
   std::vector<double> split = {85, 10, 5};  // Shares of train, val and test; any positive sum.
   uint64_t seed = 0;
   DocumentMode documents = DocumentMode::kAuto;

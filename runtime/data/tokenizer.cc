@@ -11,6 +11,7 @@
 #include "ir/base/status_macros.h"
 #include "runtime/data/bpe.h"
 #include "runtime/data/strict_json.h"
+#include "runtime/data/tokenizer_json.h"
 #include "runtime/data/utf8.h"
 
 namespace mt {
@@ -46,7 +47,7 @@ class CharTokenizer : public Tokenizer {
   }
 
   using Tokenizer::Encode;
-  void Encode(absl::string_view text, std::vector<int32_t>* ids) const override {
+  void EncodePart(absl::string_view text, bool /*continued*/, std::vector<int32_t>* ids) const override {
     while (!text.empty()) {
       const Utf8Char c = DecodeUtf8(text);
       const bool known = c.code_point >= 0 && static_cast<size_t>(c.code_point) < ids_.size();
@@ -153,14 +154,16 @@ absl::StatusOr<std::string> Tokenizer::Decode(absl::Span<const int32_t> ids) con
     }
     absl::StrAppend(&text, TokenBytes(id));
   }
+  if (adds_space() && !text.empty() && text[0] == ' ') text.erase(0, 1);
   return text;
 }
 
-absl::StatusOr<std::unique_ptr<Tokenizer>> ParseTokenizer(absl::string_view contents) {
+absl::StatusOr<std::unique_ptr<Tokenizer>> ParseTokenizer(absl::string_view contents,
+                                                          absl::string_view end_of_document) {
   ASSIGN_OR_RETURN(const nlohmann::json json, ParseStrictJson(contents));
   const auto format = json.find("format");
   if (format != json.end() && *format == kCharFormat) return ParseChar(json);
-  if (json.contains("model")) return ParseBpe(json);
+  if (json.contains("model")) return ParseTokenizerJson(json, contents, end_of_document);
   return absl::FailedPreconditionError("is neither a tokenizer.json (no \"model\") nor a character tokenizer");
 }
 
@@ -183,9 +186,9 @@ absl::StatusOr<std::unique_ptr<TokenizerTrainer>> NewTokenizerTrainer(absl::stri
       vocab_size <= kMaxVocabSize) {
     return NewBpeTrainer(vocab_size);
   }
-  return absl::InvalidArgumentError(absl::StrCat("tokenizer \"", spec,
-                                                 "\" is not known; use char, bpe:N with N from 257 to ", kMaxVocabSize,
-                                                 " (bpe:10000), or the path of a tokenizer file"));
+  return absl::InvalidArgumentError(
+      absl::StrCat("tokenizer \"", spec, "\" is not known; use char, bpe:N with N from 257 to ", kMaxVocabSize,
+                   " (bpe:10000), gpt2, OWNER/NAME, hf:DIR, spm:FILE or the path of a tokenizer file"));
 }
 
 }  // namespace mt

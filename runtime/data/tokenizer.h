@@ -18,7 +18,7 @@ inline constexpr char kEndOfDocument[] = "<|endoftext|>";
 inline constexpr int64_t kMaxVocabSize = int64_t{1} << 20;
 
 // Ids are 0 ... vocab_size() - 1. Special tokens are never recognised inside a text: a document that spells out
-// "<|endoftext|>" is encoded as those thirteen characters.
+// "<|endoftext|>" is encoded as those thirteen characters. Added tokens that are not special are.
 class Tokenizer {
  public:
   virtual ~Tokenizer() = default;
@@ -33,13 +33,18 @@ class Tokenizer {
   // Of tokens, merges and pattern, not of the file's layout: equal hashes give equal ids for every text.
   virtual uint64_t hash() const = 0;
 
-  // Appends the ids of `text`. Any bytes: BPE is lossless; for characters, code points that were not in the training
-  // text and invalid UTF-8 become the <unk> id. One thread at a time (BPE keeps a cache of words).
-  virtual void Encode(absl::string_view text, std::vector<int32_t>* ids) const = 0;
+  // Appends the ids of `text`. Any bytes: BPE over bytes is lossless but for what its file asks for (NFC); over
+  // characters each invalid byte becomes U+FFFD; for "char", code points that were not in the training text and invalid
+  // UTF-8 become the <unk> id. One thread at a time (BPE keeps a cache of words).
+  void Encode(absl::string_view text, std::vector<int32_t>* ids) const { EncodePart(text, /*continued=*/false, ids); }
+  // continued: `text` goes on a text whose start was encoded before, so that nothing is put before it.
+  virtual void EncodePart(absl::string_view text, bool continued, std::vector<int32_t>* ids) const = 0;
   std::vector<int32_t> Encode(absl::string_view text) const;
 
   // The bytes of one token; special tokens give their names, <unk> gives U+FFFD. CHECKs the range.
   virtual absl::string_view TokenBytes(int32_t id) const = 0;
+  // Whether Encode puts a space before a text (SentencePiece); Decode takes it away again.
+  virtual bool adds_space() const { return false; }
   // Errors: InvalidArgument for an id outside the vocabulary.
   absl::StatusOr<std::string> Decode(absl::Span<const int32_t> ids) const;
 
@@ -48,10 +53,12 @@ class Tokenizer {
   virtual std::string Serialize() const = 0;
 };
 
-// Reads a file or its contents; untrusted.
-// Errors: NotFound, FailedPrecondition (unreadable; or names what is wrong or unsupported).
+// The contents of a tokenizer.json or of a character tokenizer; untrusted. `end_of_document`: as ParseTokenizerJson.
+// Errors: FailedPrecondition (names what is wrong or unsupported).
+absl::StatusOr<std::unique_ptr<Tokenizer>> ParseTokenizer(absl::string_view contents,
+                                                          absl::string_view end_of_document = "");
+// What ParseTokenizer reads, from a file. Errors: NotFound, FailedPrecondition (unreadable; or as ParseTokenizer).
 absl::StatusOr<std::unique_ptr<Tokenizer>> LoadTokenizer(const std::string& path);
-absl::StatusOr<std::unique_ptr<Tokenizer>> ParseTokenizer(absl::string_view contents);
 
 // Collects the statistics of a training text, then makes the tokenizer. The result depends on the multiset of words (or
 // code points) alone, not on the order of the texts.
