@@ -113,20 +113,62 @@ absl::StatusOr<Value> Reshape(Graph& graph, Value x, const Dims& dims, absl::str
   return node->result();
 }
 
+// The split_heads that q, k and v are the results of, and that nothing but this attention reads; null: they come from
+// elsewhere.
+Node* PackedSource(const Graph& graph, const Match& match, Value q) {
+  Node* split = q.node;
+  if (!IsOp(*split, "split_heads") || graph.IsOutput(split)) return nullptr;
+  if (q != split->result(0) || match.k != split->result(1) || match.v != split->result(2)) return nullptr;
+  const Node* scores = match.softmax->operands()[0].node;
+  const Node* stack = match.q == q ? scores : match.q.node;  // What reads q.
+  for (const Use& use : split->uses()) {
+    if (use.node != stack && use.node != scores && use.node != match.values) return nullptr;
+  }
+  if (stack != scores && (stack->uses().size() != 1 || graph.IsOutput(stack))) return nullptr;
+  return split;
+}
+
+// The merge_heads that alone reads the values, maybe by way of a reshape to `dims`, [B, H, T, D]; null: another reader.
+Node* PackedTarget(const Graph& graph, const Match& match, const Dims& dims) {
+  Node* node = match.values;
+  for (int step = 0; step < 2; ++step) {
+    if (graph.IsOutput(node) || node->uses().size() != 1) return nullptr;
+    Node* reader = node->uses()[0].node;
+    if (IsOp(*reader, "merge_heads")) return node->result().type().dims == dims ? reader : nullptr;
+    if (!IsOp(*reader, "reshape")) return nullptr;
+    node = reader;
+  }
+  return nullptr;
+}
+
 absl::Status Replace(Graph& graph, const Match& match, int64_t window) {
   const Attrs& softmax = match.softmax->attrs();
   const TensorType &stacked = match.q.type(), &k = match.k.type();
-  const Dims dims = {k.dim(0), k.dim(1) * softmax.Int("group"), k.dim(2), k.dim(3)};
+  const int64_t kv_heads = k.dim(1), heads = kv_heads * softmax.Int("group");
+  const Dims dims = {k.dim(0), heads, k.dim(2), k.dim(3)};
   const std::string name = FlashName(match.softmax->name());
-  ASSIGN_OR_RETURN(const Value q, Reshape(graph, match.q, dims, name));
-  std::vector<Value> operands = {q, match.k, match.v};
   Attrs attrs = {{"scale", softmax.Double("scale")}, {"causal", true}, {"window", window}};
+  std::vector<Value> rng;
   if (match.dropout != nullptr) {
-    operands.push_back(match.dropout->operands()[1]);
+    rng.push_back(match.dropout->operands()[1]);
     attrs.Set("rate", match.dropout->attrs().Double("rate"));
     attrs.Set("key", match.dropout->attrs().Int("key"));
     attrs.Set("rng", true);
   }
+  ASSIGN_OR_RETURN(const Value q, Reshape(graph, match.q, dims, name));
+  const Node* source = PackedSource(graph, match, q);
+  Node* target = source != nullptr ? PackedTarget(graph, match, dims) : nullptr;
+  if (target != nullptr) {
+    std::vector<Value> operands = {source->operands()[0]};
+    operands.insert(operands.end(), rng.begin(), rng.end());
+    attrs.Set("heads", heads);
+    attrs.Set("kv_heads", kv_heads);
+    ASSIGN_OR_RETURN(Node * flash, graph.AddNode(*FindOp("flash_attention_packed"), operands, std::move(attrs), name));
+    graph.ReplaceAllUses(target->result(), flash->result());
+    return absl::OkStatus();
+  }
+  std::vector<Value> operands = {q, match.k, match.v};
+  operands.insert(operands.end(), rng.begin(), rng.end());
   ASSIGN_OR_RETURN(Node * flash, graph.AddNode(*FindOp("flash_attention"), operands, std::move(attrs), name));
   const Value values = match.values->result(), out = flash->result();
   // Readers that stack the heads apart again read the op itself.
@@ -206,7 +248,9 @@ constexpr absl::string_view kAlsoKnownAs[] = {"flash_attention", "flash_attn", "
 
 const PassDef kFlashPass = {
     .name = "flash",
-    .summary = "softmax(scale q k^T + mask) v with dropout becomes one op that never holds the [T, T] weights.",
+    .summary =
+        "softmax(scale q k^T + mask) v with dropout becomes one op that never holds the [T, T] weights; it takes the "
+        "place of split_heads and merge_heads around it as well.",
     .options = kOptions,
     .source = "Dao, \"FlashAttention-2: Faster Attention with Better Parallelism and Work Partitioning\" (2023)",
     .tolerance = 1e-5,

@@ -44,13 +44,13 @@ TEST(OpTable, RowsWithoutGradient) {
   for (const OpDef* op : AllOps()) {
     if (!IsDifferentiable(*op) && !absl::StrContains(op->name, ".grad")) names.insert(op->name);
   }
-  EXPECT_THAT(names, ::testing::UnorderedElementsAre(
-                         "adam", "adam_step", "adamw", "adamw8bit", "all_gather", "all_reduce",
-                         "chunked_loss_bias_grad", "chunked_loss_grad", "clip_scale", "count_labels",
-                         "embedding_backward", "fill", "flash_attention_backward",
-                         "flash_attention_packed_backward", "fused", "global_norm",
-                         "layer_norm_backward", "loss_scale_step", "reduce_max", "reduce_scatter", "rms_norm_backward",
-                         "sinusoid", "softmax_backward", "softmax_cross_entropy_backward"));
+  EXPECT_THAT(names, ::testing::UnorderedElementsAre("adam", "adam_step", "adamw", "adamw8bit", "all_gather",
+                                                     "all_reduce", "chunked_loss_bias_grad", "chunked_loss_grad",
+                                                     "clip_scale", "count_labels", "embedding_backward", "fill",
+                                                     "flash_attention_backward", "flash_attention_packed_backward",
+                                                     "fused", "global_norm", "layer_norm_backward", "loss_scale_step",
+                                                     "reduce_max", "reduce_scatter", "rms_norm_backward", "sinusoid",
+                                                     "softmax_backward", "softmax_cross_entropy_backward"));
 }
 
 TEST(OpTable, RowsWithoutCpuKernel) {
@@ -182,6 +182,56 @@ TEST(OpTable, ErrorsNameOperandFactAndExpectation) {
     EXPECT_THAT(InferTypes(*FindOp(c.op), c.operands, attrs),
                 StatusIs(absl::StatusCode::kInvalidArgument, ::testing::HasSubstr(c.message)))
         << c.op;
+  }
+}
+
+// What the CPU makes of these operands; empty where it fails.
+std::vector<HostTensor<double>> RunOnCpu(absl::string_view op, std::vector<HostTensor<double>> operands, Attrs attrs) {
+  const OpDef& row = *FindOp(op);
+  Prepared p{.op = &row, .attrs = std::move(attrs), .operands = std::move(operands), .what = std::string(op)};
+  for (const HostTensor<double>& operand : p.operands) p.operand_types.push_back(operand.type);
+  absl::StatusOr<std::vector<TensorType>> types = InferTypes(row, p.operand_types, p.attrs);
+  EXPECT_OK(types);
+  absl::StatusOr<std::unique_ptr<Backend>> backend = MakeCpuBackend(2);
+  EXPECT_OK(backend);
+  std::vector<HostTensor<double>> results;
+  if (!types.ok() || !backend.ok()) return results;
+  p.result_types = *types;
+  const absl::StatusOr<std::vector<std::string>> bytes = RunOnBackend(**backend, p, 0xFF);
+  EXPECT_OK(bytes);
+  for (size_t r = 0; bytes.ok() && r < bytes->size(); ++r) {
+    results.push_back(ReadTensor(reinterpret_cast<const std::byte*>((*bytes)[r].data()), p.result_types[r]));
+  }
+  return results;
+}
+
+// Heads that are columns of rows give the bits that heads of their own give, split and merged: the same sums in the
+// same order, the same numbers drawn for the same weights.
+TEST(AttentionLayouts, PackedIsSplitAndMerged) {
+  for (const Prepared& p : PrepareSamples(*FindOp("flash_attention_packed"))) {
+    SCOPED_TRACE(p.what);
+    const Attrs heads = {{"heads", p.attrs.Int("heads")}, {"kv_heads", p.attrs.Int("kv_heads")}};
+    Attrs attrs;
+    for (const AttrSpec& attr : FindOp("flash_attention")->attrs) attrs.Set(attr.name, *p.attrs.Find(attr.name));
+    const std::vector<HostTensor<double>> packed = RunOnCpu("flash_attention_packed", p.operands, p.attrs);
+    std::vector<HostTensor<double>> operands = RunOnCpu("split_heads", {p.operands[0]}, heads);
+    if (p.attrs.Bool("rng")) operands.push_back(p.operands[1]);
+    const std::vector<HostTensor<double>> apart = RunOnCpu("flash_attention", operands, attrs);
+    ASSERT_EQ(packed.size(), 2u);
+    ASSERT_EQ(apart.size(), 2u);
+    EXPECT_EQ(packed[0].values, RunOnCpu("merge_heads", {apart[0]}, {})[0].values);
+    EXPECT_EQ(packed[1].values, apart[1].values);
+    EXPECT_EQ(packed[1].type, apart[1].type);
+
+    const HostTensor<double> dout = FillSample<double>({.type = packed[0].type}, {}, 77);
+    operands.insert(operands.begin(), RunOnCpu("unmerge_heads", {dout}, {{"heads", p.attrs.Int("heads")}})[0]);
+    operands.insert(operands.begin() + 4, apart.begin(), apart.end());
+    const std::vector<HostTensor<double>> grads = RunOnCpu("flash_attention_backward", operands, attrs);
+    operands = {dout, p.operands[0], packed[0], packed[1]};
+    if (p.attrs.Bool("rng")) operands.push_back(p.operands[1]);
+    const std::vector<HostTensor<double>> grad = RunOnCpu("flash_attention_packed_backward", operands, p.attrs);
+    ASSERT_EQ(grad.size(), 1u);
+    EXPECT_EQ(grad[0].values, RunOnCpu("join_heads", grads, {})[0].values);
   }
 }
 
