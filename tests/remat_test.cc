@@ -142,12 +142,12 @@ TEST(RematTest, ThePlanSaysWhatIsRecomputed) {
   };
   EXPECT_THAT(ops("flash"), ::testing::IsEmpty());
   const std::map<std::string, int64_t> free = ops("flash,remat:free");
-  EXPECT_EQ(free.count("matmul") + free.count("flash_attention"), 0u);
+  EXPECT_EQ(free.count("matmul") + free.count("flash_attention_packed"), 0u);
   EXPECT_EQ(free.at("layer_norm"), 9);  // Two a layer and the last.
   EXPECT_EQ(free.at("gelu"), 4);
   const std::map<std::string, int64_t> full = ops("flash,remat");
   EXPECT_EQ(full.at("matmul"), 3 * 4);  // All of a layer but the last, whose result the next block's input holds.
-  EXPECT_EQ(full.at("flash_attention"), 4);
+  EXPECT_EQ(full.at("flash_attention_packed"), 4);
 }
 
 // --- Blocks

@@ -22,6 +22,7 @@ size_t At(int64_t i) { return static_cast<size_t>(i); }
 constexpr int64_t kMaxSteps = 600'000;  // Transitions of the layer DP, about 50 ns each.
 constexpr size_t kHullBlocks = 8;       // From more blocks on, mixtures of few options come as near.
 constexpr size_t kMaxCandidates = 384;
+constexpr double kSameSeconds = 1.005;  // Seconds of candidates that may stand for each other.
 
 // The chain decided up to some block: bytes held for the backward pass, the most bytes of any block's backward pass
 // so far, seconds recomputed.
@@ -281,17 +282,34 @@ std::vector<RematChoice> RematProblem::Candidates() const {
   int64_t lowest = candidates[0].peak_bytes;
   for (const Assignment& assignment : found) lowest = std::min(lowest, assignment.peak_bytes);
   const int64_t step = (candidates[0].peak_bytes - lowest) / static_cast<int64_t>(kMaxCandidates);
-  for (const Assignment& assignment : found) {
-    if (assignment.seconds <= 0) continue;
-    const int64_t peak = assignment.peak_bytes, before = candidates.back().peak_bytes;
-    if (peak >= before || (peak > lowest && before - peak < step)) continue;
+  const auto add = [&](const Assignment& assignment) {
     RematChoice choice{.kept = {},
                        .group = std::vector<int>(chain_.blocks.size(), 0),
                        .keep_shared = assignment.keep_shared,
                        .seconds = assignment.seconds,
-                       .peak_bytes = peak};
+                       .peak_bytes = assignment.peak_bytes};
     for (const RematOption* option : assignment.options) choice.kept.push_back(option->kept);
     candidates.push_back(std::move(choice));
+  };
+  // Passed over, as its peak is hardly below that of the candidate before: the first such, and the last.
+  const Assignment *first_passed = nullptr, *last_passed = nullptr;
+  for (const Assignment& assignment : found) {
+    if (assignment.seconds <= 0) continue;
+    if (assignment.peak_bytes >= (last_passed != nullptr ? last_passed->peak_bytes : candidates.back().peak_bytes)) {
+      continue;
+    }
+    // What comes next is no stand-in for it where it takes more time.
+    if (first_passed != nullptr && assignment.seconds > kSameSeconds * first_passed->seconds) {
+      add(*last_passed);
+      first_passed = last_passed = nullptr;
+    }
+    if (assignment.peak_bytes > lowest && candidates.back().peak_bytes - assignment.peak_bytes < step) {
+      if (first_passed == nullptr) first_passed = &assignment;
+      last_passed = &assignment;
+    } else {
+      add(assignment);
+      first_passed = last_passed = nullptr;
+    }
   }
   const auto lower = [](const Assignment& a, const Assignment& b) { return a.peak_bytes < b.peak_bytes; };
   // By the plan, keeping the blocks' inputs alone may be smaller than the model says.
