@@ -22,7 +22,7 @@ absl::StatusOr<CudaDeviceInfo> DescribeCudaDevice(int) { return OpenCudaLibrary(
 namespace {
 
 // Of the driver's stable interface.
-constexpr int kComputeCapabilityMajor = 75, kComputeCapabilityMinor = 76;
+constexpr int kMultiprocessorCount = 16, kComputeCapabilityMajor = 75, kComputeCapabilityMinor = 76;
 
 absl::StatusOr<void*> Open() {
   void* library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
@@ -66,15 +66,16 @@ absl::StatusOr<CudaDeviceInfo> DescribeCudaDevice(int index) {
         absl::StrCat("device ", index, " does not exist; there ",
                      count == 1 ? "is 1 device: 0" : absl::StrCat("are ", count, " devices, from 0")));
   }
-  int device = 0, major = 0, minor = 0;
+  int device = 0, major = 0, minor = 0, processors = 0;
   char name[256] = {};
   if (get(&device, index) != 0 || get_name(name, sizeof(name) - 1, device) != 0 ||
       get_attribute(&major, kComputeCapabilityMajor, device) != 0 ||
-      get_attribute(&minor, kComputeCapabilityMinor, device) != 0) {
+      get_attribute(&minor, kComputeCapabilityMinor, device) != 0 ||
+      get_attribute(&processors, kMultiprocessorCount, device) != 0) {
     return absl::FailedPreconditionError(
         absl::StrCat("the CUDA driver does not describe device ", index, "; look at nvidia-smi"));
   }
-  return CudaDeviceInfo{.index = index, .name = name, .sm = major * 10 + minor};
+  return CudaDeviceInfo{.index = index, .name = name, .sm = major * 10 + minor, .processors = processors};
 }
 
 #endif  // MT_HAS_CUDA

@@ -12,6 +12,7 @@ struct CudaDeviceInfo {
   int index = 0;
   std::string name = {};  // "NVIDIA H200"
   int sm = 0;             // Compute capability times 10: 90.
+  int processors = 0;     // Streaming multiprocessors: 132.
 };
 
 // libcuda, opened and initialised once: a handle for dlsym. Errors: FailedPrecondition (no driver, or no device that it
