@@ -67,6 +67,9 @@ TEST_F(MtrunTest, Usage) {
   ExpectError("mtrun tiny.plan", 2, AllOf(HasSubstr("--data"), HasSubstr("mtcorpus prep")));
   ExpectError("mtrun tiny.plan --data corpus --steps abc", 2, AllOf(HasSubstr("--steps"), HasSubstr("abc")));
   ExpectError("mtrun tiny.plan --data corpus --steps -3", 2, HasSubstr("--steps"));
+  ExpectError("mtrun tiny.plan --data corpus --matmul-algos best", 2, AllOf(HasSubstr("best"), HasSubstr("heuristic")));
+  ExpectError("mtrun tiny.plan --data corpus --matmul-algos heuristic", 2,
+              AllOf(HasSubstr("cuBLASLt"), HasSubstr("cpu")));
   ExpectError("mtrun tiny.plan --data corpus --batch 4", 2, AllOf(HasSubstr("--batch"), HasSubstr("mtc")));
   ExpectError("mtrun tiny.plan --data corpus --stpes 4", 2, HasSubstr("--steps"));
   ExpectError("mtrun tiny.plan --data corpus --schedule zigzag", 2, AllOf(HasSubstr("zigzag"), HasSubstr("plateau")));
