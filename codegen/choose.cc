@@ -85,13 +85,12 @@ absl::StatusOr<Candidate> PlanCandidate(const Job& job, std::string passes, std:
   with.options.passes = passes;
   with.options.dump_dir.clear();
   ASSIGN_OR_RETURN(std::unique_ptr<Module> module, LoadModule(with));
-  CompileReport report;
-  ASSIGN_OR_RETURN(const proto::PlanProto plan, PassesAndPlan(std::move(module), with.options, report));
+  ASSIGN_OR_RETURN(const Needs needs, PassesAndNeeds(std::move(module), with.options));
   return Candidate{.passes = std::move(passes),
                    .added = std::move(added),
-                   .pipeline = plan.passes(),
-                   .needs_bytes = NeededBytes(plan),
-                   .step_seconds = report.step_seconds};
+                   .pipeline = needs.passes,
+                   .needs_bytes = needs.needs_bytes,
+                   .step_seconds = needs.step_seconds};
 }
 
 bool IsSubset(const std::vector<std::string>& a, const std::vector<std::string>& b) {
@@ -279,6 +278,25 @@ absl::Status DoesNotFit(const Job& job, const proto::PlanProto& plan, double ste
     }
   }
   return absl::ResourceExhaustedError(text);
+}
+
+absl::StatusOr<std::string> FuseNote(const Job& job, const proto::PlanProto& plan) {
+  const std::vector<std::string> elements = absl::StrSplit(plan.passes(), ',');
+  std::vector<std::string> others;
+  bool budget = false;
+  for (const std::string& element : elements) {
+    if (NameOf(element) != "fuse") others.push_back(element);
+    budget = budget || (absl::StrContains(element, "budget=") && !absl::StrContains(element, "budget=none"));
+  }
+  // Fusion alone keeps nothing alive for longer.
+  if (others.size() == elements.size() || budget || !absl::StrContains(plan.passes(), "remat")) return "";
+  const std::string without = others.empty() ? "none" : absl::StrJoin(others, ",");
+  const absl::StatusOr<Candidate> apart = PlanCandidate(job, without, {});
+  const int64_t more = apart.ok() ? NeededBytes(plan) - apart->needs_bytes : 0;
+  if (more <= 0) return "";
+  return absl::StrFormat("fuse     the arena is %s (%.2f %%) larger than without: what is fused is recomputed together",
+                         FormatBytes(more),
+                         100 * static_cast<double>(more) / static_cast<double>(plan.arena_bytes() - more));
 }
 
 std::vector<std::string> FitPipelines(const Job& job) {

@@ -53,6 +53,10 @@ std::string FormatChoice(const Choice& choice, absl::string_view target, int64_t
 absl::Status DoesNotFit(const Job& job, const proto::PlanProto& plan, double step_seconds, int64_t memory_bytes,
                         absl::string_view source);
 
+// One line where a plan that was fused would be smaller without: by how much. What is fused is
+// recomputed together. "" where the plan is no smaller without, or keeps to a budget.
+absl::StatusOr<std::string> FuseNote(const Job& job, const proto::PlanProto& plan);
+
 // The pipelines that `mtc fit` answers for where none is named: from none to the smallest, each once. A model may have
 // nothing for some of them.
 std::vector<std::string> FitPipelines(const Job& job);

@@ -26,20 +26,20 @@ double SecondsSince(Clock::time_point start) { return std::chrono::duration<doub
 }  // namespace
 
 absl::StatusOr<MemoryPlan> PlanMemory(const Module& module, absl::string_view target) {
-  PlanOptions options;
-  options.target = std::string(target);
-  ASSIGN_OR_RETURN(const proto::PlanProto plan, PlanModule(module, options));
-  MemoryPlan memory;
-  memory.arena_bytes = plan.arena_bytes();
-  memory.lower_bound_bytes = plan.lower_bound_bytes();
-  memory.persistent_bytes = plan.persistent_bytes();
+  ASSIGN_OR_RETURN(const ArenaSize size, SizeArena(module, {.target = std::string(target)}));
+  return MemoryPlan{.arena_bytes = size.arena_bytes,
+                    .lower_bound_bytes = size.lower_bound_bytes,
+                    .persistent_bytes = size.persistent_bytes};
+}
+
+absl::StatusOr<PeakText> DescribePeak(const Module& module, absl::string_view target) {
+  ASSIGN_OR_RETURN(const proto::PlanProto plan, PlanModule(module, {.target = std::string(target)}));
   for (const proto::ProgramProto& program : plan.programs()) {
     if (program.peak_bytes() != plan.arena_bytes() || program.instructions().empty()) continue;
-    memory.peak_node = program.instructions(program.peak_instruction()).name();
-    memory.peak_live = LargestText(PeakOf(plan, program), 3);
-    break;
+    return PeakText{.node = program.instructions(program.peak_instruction()).name(),
+                    .live = LargestText(PeakOf(plan, program), 3)};
   }
-  return memory;
+  return PeakText{};
 }
 
 absl::StatusOr<Pipeline> PipelineOf(const CompileOptions& options) {
@@ -87,28 +87,48 @@ double StepSeconds(const Module& module, const Roofline& roofline, int64_t micro
   return seconds;
 }
 
-}  // namespace
-
-absl::StatusOr<proto::PlanProto> PassesAndPlan(std::unique_ptr<Module> module, const CompileOptions& options,
-                                               CompileReport& report) {
-  const Clock::time_point start = Clock::now();
-  ASSIGN_OR_RETURN(const Target target, ParseTarget(options.target));
+// Runs the pipeline, with what it says of the passes where `describe`. Sets what `report` has to say of it.
+absl::Status RunPasses(Module& module, const CompileOptions& options, const Target& target, bool describe,
+                       CompileReport& report) {
   const std::string target_text = target.ToString();
   PassContext context;
   context.roofline = TargetRoofline(target);
   context.target = target_text;
   context.dump_dir = options.dump_dir;
   context.plan_memory = [&](const Module& m) { return PlanMemory(m, target_text); };
+  context.describe_peak = [&](const Module& m) { return DescribePeak(m, target_text); };
   ASSIGN_OR_RETURN(report.pipeline, PipelineOf(options));
-  report.pipeline.KeepWhatApplies(*module);
-  RETURN_IF_ERROR(RunPipeline(*module, report.pipeline, context, &report.passes));
+  report.pipeline.KeepWhatApplies(module);
+  RETURN_IF_ERROR(RunPipeline(module, report.pipeline, context, describe ? &report.passes : nullptr));
   report.warnings = context.warnings;
-  RETURN_IF_ERROR(CheckDTypes(*module, target));
+  RETURN_IF_ERROR(CheckDTypes(module, target));
+  report.step_seconds = StepSeconds(module, context.roofline, MicrobatchesOf(report.pipeline));
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<Needs> PassesAndNeeds(std::unique_ptr<Module> module, const CompileOptions& options) {
+  ASSIGN_OR_RETURN(const Target target, ParseTarget(options.target));
+  CompileReport report;
+  RETURN_IF_ERROR(RunPasses(*module, options, target, /*describe=*/false, report));
+  ASSIGN_OR_RETURN(const ArenaSize size, SizeArena(*module, {.target = target.ToString()}));
+  return Needs{.passes = report.pipeline.ToString(),
+               .needs_bytes = size.arena_bytes + ContextBytes(target),
+               .fixed_bytes = size.persistent_bytes + ContextBytes(target),
+               .instructions = size.instructions,
+               .step_seconds = report.step_seconds};
+}
+
+absl::StatusOr<proto::PlanProto> PassesAndPlan(std::unique_ptr<Module> module, const CompileOptions& options,
+                                               CompileReport& report) {
+  const Clock::time_point start = Clock::now();
+  ASSIGN_OR_RETURN(const Target target, ParseTarget(options.target));
+  RETURN_IF_ERROR(RunPasses(*module, options, target, /*describe=*/true, report));
   report.passes_seconds = SecondsSince(start);
-  report.step_seconds = StepSeconds(*module, context.roofline, MicrobatchesOf(report.pipeline));
 
   PlanOptions plan_options;
-  plan_options.target = target_text;
+  plan_options.target = target.ToString();
   ASSIGN_OR_RETURN(proto::PlanProto plan, PlanModule(*module, plan_options, &report.times));
   plan.set_passes(report.pipeline.ToString());
   plan.set_compiler(absl::StrCat("mtc ", Version()));

@@ -42,6 +42,8 @@ struct CompileReport {
 
 // Order, offsets and bytes of a module: PassContext::plan_memory.
 absl::StatusOr<MemoryPlan> PlanMemory(const Module& module, absl::string_view target);
+// PassContext::describe_peak.
+absl::StatusOr<PeakText> DescribePeak(const Module& module, absl::string_view target);
 
 // What runs for these options: the passes of the text and those that always run, with the optimizer set. Compile leaves
 // out what `default` names and the module has nothing for.
@@ -55,8 +57,20 @@ int64_t MicrobatchesOf(const Pipeline& pipeline);
 absl::StatusOr<proto::PlanProto> PassesAndPlan(std::unique_ptr<Module> module, const CompileOptions& options,
                                                CompileReport& report);
 
-// The same, with the plan verified, held against memory_bytes and given its device code. Errors: also ResourceExhausted
-// (larger than memory_bytes; names both), Unimplemented (no kernel for an instruction). `report` may be null.
+// What that plan takes and says, without the plan: for those who plan many.
+struct Needs {
+  std::string passes;       // Canonical text.
+  int64_t needs_bytes = 0;  // Arena and context: NeededBytes.
+  int64_t fixed_bytes = 0;  // States and context.
+  int64_t instructions = 0;
+  double step_seconds = 0;  // CompileReport::step_seconds.
+};
+// Errors: those of PassesAndPlan.
+absl::StatusOr<Needs> PassesAndNeeds(std::unique_ptr<Module> module, const CompileOptions& options);
+
+// The same as PassesAndPlan, with the plan verified, held against memory_bytes and given its device code. Errors: also
+// ResourceExhausted (larger than memory_bytes; names both), Unimplemented (no kernel for an instruction). `report` may
+// be null.
 absl::StatusOr<proto::PlanProto> Compile(std::unique_ptr<Module> module, const CompileOptions& options,
                                          CompileReport* report = nullptr);
 

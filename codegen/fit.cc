@@ -96,13 +96,12 @@ class Fitter {
       if (size > max_sequence_) job.model.sets.push_back(absl::StrCat("max_sequence=", size));
     }
     ASSIGN_OR_RETURN(std::unique_ptr<Module> module, LoadModule(job));
-    CompileReport report;
-    ASSIGN_OR_RETURN(const proto::PlanProto plan, PassesAndPlan(std::move(module), job.options, report));
-    if (result_.passes.empty()) result_.passes = plan.passes();
-    point.needs_bytes = NeededBytes(plan);
-    point.fixed_bytes = point.needs_bytes - plan.arena_bytes() + plan.persistent_bytes();
-    for (const proto::ProgramProto& program : plan.programs()) point.instructions += program.instructions_size();
-    point.step_seconds = report.step_seconds;
+    ASSIGN_OR_RETURN(const Needs needs, PassesAndNeeds(std::move(module), job.options));
+    if (result_.passes.empty()) result_.passes = needs.passes;
+    point = {.needs_bytes = needs.needs_bytes,
+             .fixed_bytes = needs.fixed_bytes,
+             .instructions = needs.instructions,
+             .step_seconds = needs.step_seconds};
     return absl::OkStatus();
   }
 

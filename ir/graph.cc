@@ -200,10 +200,15 @@ void Graph::SetNodeName(Node* node, absl::string_view name) {
 }
 
 void Graph::SetNodeRecomputeOf(Node* node, const Node* original) {
+  CountRepeat(node->recompute_of_, -1);
   node->recompute_of_ = original;
+  CountRepeat(original, +1);
+}
+
+void Graph::CountRepeat(const Node* original, int64_t change) {
   if (original == nullptr) return;
   const auto own = nodes_.find(original->id());
-  if (own != nodes_.end() && own->second.get() == original) own->second->may_be_repeated_ = true;
+  if (own != nodes_.end() && own->second.get() == original) own->second->num_repeats_ += change;
 }
 
 const Output* Graph::FindOutput(absl::string_view name) const {
@@ -250,11 +255,12 @@ bool Graph::IsOutput(const Node* node) const {
 void Graph::RemoveNode(Node* node) {
   CHECK(!node->is_input() && node->uses().empty() && !IsOutput(node)) << node->name();
   for (size_t i = 0; i < node->operands_.size(); ++i) DropUse(node->operands_[i], node, static_cast<int>(i));
-  if (node->may_be_repeated_) {
+  if (node->num_repeats_ > 0) {
     for (const auto& [id, other] : nodes_) {
       if (other->recompute_of_ == node) other->recompute_of_ = nullptr;
     }
   }
+  CountRepeat(node->recompute_of_, -1);
   nodes_.erase(node->id());
 }
 
@@ -377,7 +383,8 @@ std::unique_ptr<Module> Module::Clone() const {
 
 absl::Status Module::AddState(State state) {
   RETURN_IF_ERROR(Annotate(CheckTensorType(state.type), absl::StrCat("state ", state.name)));
-  if (states_may_be_renamed_) IndexStates();
+  for (const size_t i : given_away_) state_of_[states_[i].name] = i;
+  given_away_.clear();
   if (state.name.empty() || FindState(state.name) != nullptr) {
     return absl::InvalidArgumentError(absl::StrCat(
         "state \"", state.name, "\" ", state.name.empty() ? "has no name" : "exists already; names are unique"));
@@ -395,22 +402,22 @@ absl::Status Module::AddState(State state) {
 void Module::IndexStates() {
   state_of_.clear();
   for (size_t i = 0; i < states_.size(); ++i) state_of_.emplace(states_[i].name, i);
-  states_may_be_renamed_ = false;
+  given_away_.clear();
 }
 
 const State* Module::FindState(absl::string_view name) const {
   const auto at = state_of_.find(name);
   if (at != state_of_.end() && states_[at->second].name == name) return &states_[at->second];
-  if (!states_may_be_renamed_) return nullptr;
-  for (const State& state : states_) {
-    if (state.name == name) return &state;
+  for (const size_t i : given_away_) {
+    if (states_[i].name == name) return &states_[i];
   }
   return nullptr;
 }
 
 State* Module::MutableState(absl::string_view name) {
-  states_may_be_renamed_ = true;
-  return const_cast<State*>(FindState(name));
+  State* state = const_cast<State*>(FindState(name));
+  if (state != nullptr) given_away_.push_back(static_cast<size_t>(state - states_.data()));
+  return state;
 }
 
 Graph* Module::AddGraph(absl::string_view name) { return AddGraph(std::make_unique<Graph>(std::string(name))); }

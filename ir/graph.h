@@ -94,7 +94,7 @@ class Node {
   Role role_ = Role::kData;
   Phase phase_ = Phase::kForward;
   const Node* recompute_of_ = nullptr;
-  bool may_be_repeated_ = false;  // Another node was once marked recompute_of this one.
+  int64_t num_repeats_ = 0;  // Nodes that are recompute_of this one.
   std::string name_;
   std::string made_by_;
   Attrs attrs_;
@@ -170,6 +170,7 @@ class Graph {
  private:
   void AddUses(Node* node);
   void DropUse(Value value, Node* user, int operand);
+  void CountRepeat(const Node* original, int64_t change);
 
   std::string name_;
   Stage stage_ = Stage::kForward;
@@ -240,7 +241,7 @@ class Module {
 
   std::vector<State> states_;
   absl::flat_hash_map<std::string, size_t> state_of_;  // By name.
-  bool states_may_be_renamed_ = false;                 // MutableState gave one away since the index was made.
+  std::vector<size_t> given_away_;                     // By MutableState, since they were indexed: names may be others.
   std::vector<std::unique_ptr<Graph>> graphs_;
   std::string made_by_;
   std::map<std::string, int64_t> facts_;

@@ -199,6 +199,41 @@ absl::StatusOr<std::vector<TensorType>> InferTypes(const OpDef& op, absl::Span<c
   return results;
 }
 
+namespace {
+
+int64_t CountArithmetic(const OpDef& op, const Attrs& attrs) {
+  int64_t arithmetic = 0;
+  for (const ScalarInstruction& instruction : Linearize(op.expr(attrs)).instructions) {
+    if (Row(instruction.prim).arity > 0) ++arithmetic;
+  }
+  return arithmetic;
+}
+
+// Primitives that one element of an element-wise op takes. The last few attributes of each op are remembered: graphs
+// have hundreds of nodes alike and are asked often.
+int64_t NumArithmetic(const OpDef& op, const Attrs& attrs) {
+  constexpr size_t kRemembered = 8;
+  struct Counts {
+    std::vector<std::pair<Attrs, int64_t>> list;
+    size_t next = 0;  // To be forgotten.
+  };
+  static thread_local absl::flat_hash_map<const OpDef*, Counts> remembered;
+  Counts& counts = remembered[&op];
+  for (const auto& [known, count] : counts.list) {
+    if (known == attrs) return count;
+  }
+  const int64_t count = CountArithmetic(op, attrs);
+  if (counts.list.size() < kRemembered) {
+    counts.list.emplace_back(attrs, count);
+  } else {
+    counts.list[counts.next] = {attrs, count};
+    counts.next = (counts.next + 1) % kRemembered;
+  }
+  return count;
+}
+
+}  // namespace
+
 Cost CostOf(const OpDef& op, absl::Span<const TensorType> operands, absl::Span<const TensorType> results,
             const Attrs& attrs) {
   if (op.is_view) return Cost{};
@@ -206,14 +241,7 @@ Cost CostOf(const OpDef& op, absl::Span<const TensorType> operands, absl::Span<c
   Cost cost;
   for (const TensorType& type : operands) cost.bytes_read += type.byte_size();
   for (const TensorType& type : results) cost.bytes_written += type.byte_size();
-  if (op.is_element_wise()) {
-    const ScalarProgram program = Linearize(op.expr(attrs));
-    int64_t arithmetic = 0;
-    for (const ScalarInstruction& instruction : program.instructions) {
-      if (Row(instruction.prim).arity > 0) ++arithmetic;
-    }
-    cost.flops = arithmetic * results[0].num_elements();
-  }
+  if (op.is_element_wise()) cost.flops = NumArithmetic(op, attrs) * results[0].num_elements();
   return cost;
 }
 

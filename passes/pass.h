@@ -21,13 +21,18 @@ namespace mt {
 // What planning a module would give: order and offsets, no kernels.
 struct MemoryPlan {
   int64_t arena_bytes = 0, lower_bound_bytes = 0, persistent_bytes = 0;
-  std::string peak_node;  // Name of the node at the peak.
-  std::string peak_live;  // What is live there, largest first: "logits f32[8,256,32000] 250.0 MiB, ..."; for messages.
+};
+
+// Where a module takes the most memory; for messages.
+struct PeakText {
+  std::string node;  // Its name.
+  std::string live;  // What is live there, largest first: "logits f32[8,256,32000] 250.0 MiB, ...".
 };
 
 // What a pass needs from above; filled in by the driver (codegen).
 struct PassContext {
   std::function<absl::StatusOr<MemoryPlan>(const Module&)> plan_memory;
+  std::function<absl::StatusOr<PeakText>(const Module&)> describe_peak;  // Plans as well, and takes longer.
   Roofline roofline;
   std::string target = "cpu";
   std::string dump_dir;  // Empty: no dumps.

@@ -74,7 +74,9 @@ TEST(CompileTest, PlanMemoryIsWhatThePlanSays) {
   EXPECT_EQ(memory.arena_bytes, plan.arena_bytes());
   EXPECT_EQ(memory.lower_bound_bytes, plan.lower_bound_bytes());
   EXPECT_EQ(memory.persistent_bytes, plan.persistent_bytes());
-  EXPECT_FALSE(memory.peak_node.empty());
+  ASSERT_OK_AND_ASSIGN(const PeakText peak, DescribePeak(*module, "cpu"));
+  EXPECT_EQ(peak.node, plan.programs(0).instructions(plan.programs(0).peak_instruction()).name());
+  EXPECT_FALSE(peak.live.empty());
 }
 
 // How near the arena is to the lower bound, printed for all of the zoo.

@@ -191,7 +191,12 @@ TEST_F(MtcTest, TheLargestBatch) {
   const Outcome fit = Mtc("fit toy.textproto --memory 1MiB --passes none --passes default --json");
   ASSERT_EQ(fit.code, 0) << fit.err;
   const nlohmann::json json = nlohmann::json::parse(fit.out, nullptr, false);
-  ASSERT_EQ(json["rows"].size(), 2u) << fit.out;
+  // Neither --batch nor --seq: the largest batch, and the longest of one sequence.
+  ASSERT_EQ(json["rows"].size(), 4u) << fit.out;
+  EXPECT_EQ(json["rows"][0]["of"], "batch");
+  EXPECT_EQ(json["rows"][1]["of"], "seq");
+  EXPECT_EQ(json["rows"][1]["batch"], 1);
+  EXPECT_GT(json["rows"][1]["seq"], 8);
   EXPECT_EQ(json["target"], "cpu");
   EXPECT_EQ(json["memory_bytes"], 1 << 20);
   EXPECT_EQ(json["context_bytes"], 0);
@@ -226,6 +231,9 @@ TEST_F(MtcTest, CudaPlansArePlanned) {
   ASSERT_EQ(table.code, 0) << table.err;
   EXPECT_THAT(table.out, HasSubstr("target   cuda:sm_90\n"));
   EXPECT_THAT(Mtc("inspect toy.textproto --target cuda --text").out, HasSubstr("tokens.next"));
+  // What fusion takes beside recomputation is said.
+  EXPECT_THAT(Mtc("inspect lab4 --target cuda --passes bf16,flash,chunked_loss,pad_vocab,fuse,remat").out,
+              HasSubstr("\nfuse     the arena is "));
 }
 
 TEST_F(MtcTest, BadPlans) {

@@ -427,7 +427,7 @@ TEST(Adamw8bitTest, StateBytes) {
     PassContext context;
     ASSERT_OK_AND_ASSIGN(const Pipeline pipeline, ParsePipeline("adamw8bit"));
     ASSERT_OK(RunPipeline(**module, pipeline, context));
-    ASSERT_OK_AND_ASSIGN(const proto::PlanProto plan, PlanModule(**module, {.instructions = false}));
+    ASSERT_OK_AND_ASSIGN(const proto::PlanProto plan, PlanModule(**module, {}));
     const double per_parameter =
         static_cast<double>(StateBytes(plan)) / static_cast<double>((*module)->num_parameters());
     EXPECT_LE(per_parameter, 2.1) << name;

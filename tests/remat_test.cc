@@ -45,6 +45,7 @@ PassContext PlanningContext() {
   PassContext context;
   context.roofline = kRoofline;
   context.plan_memory = [](const Module& module) { return PlanMemory(module, "cpu"); };
+  context.describe_peak = [](const Module& module) { return DescribePeak(module, "cpu"); };
   return context;
 }
 
@@ -109,7 +110,8 @@ TEST(RematTest, AHundredStepsWithDropoutAreTheSameBits) {
     const PassContext context = PlanningContext();
     ASSERT_OK_AND_ASSIGN(const std::unique_ptr<RematBudget> planner,
                          RematBudget::Make(*module, *module->FindGraph("train"), kRoofline, context));
-    ASSERT_OK_AND_ASSIGN(const MemoryPlan smallest, planner->Smallest());
+    ASSERT_OK_AND_ASSIGN(const int64_t last, planner->Smallest());
+    ASSERT_OK_AND_ASSIGN(const MemoryPlan smallest, planner->PlanOf(last));
     std::vector<std::string> modes = {"remat", "remat:free"};
     for (const int64_t percent : {0, 30, 60, 90}) {
       const int64_t budget = smallest.arena_bytes + (none.arena_bytes - smallest.arena_bytes) * percent / 100;
@@ -190,7 +192,8 @@ TEST(RematBudgetTest, SweepOverBudgets) {
     const PassContext context = PlanningContext();
     ASSERT_OK_AND_ASSIGN(const std::unique_ptr<RematBudget> planner,
                          RematBudget::Make(*module, *module->FindGraph("train"), kRoofline, context));
-    ASSERT_OK_AND_ASSIGN(const MemoryPlan smallest, planner->Smallest());
+    ASSERT_OK_AND_ASSIGN(const int64_t last, planner->Smallest());
+    ASSERT_OK_AND_ASSIGN(const MemoryPlan smallest, planner->PlanOf(last));
     ASSERT_OK_AND_ASSIGN(const MemoryPlan none, planner->PlanOf(0));
     double before = std::numeric_limits<double>::infinity();
     constexpr int64_t kBudgets = 25;
@@ -315,7 +318,8 @@ TEST(RematOptimalityTest, BruteForceOverOneBlock) {
     const double step_seconds = GraphSeconds(graph, kRoofline);
     ASSERT_OK_AND_ASSIGN(const std::unique_ptr<RematBudget> planner,
                          RematBudget::Make(*module, graph, kRoofline, context));
-    ASSERT_OK_AND_ASSIGN(const MemoryPlan smallest, planner->Smallest());
+    ASSERT_OK_AND_ASSIGN(const int64_t last, planner->Smallest());
+    ASSERT_OK_AND_ASSIGN(const MemoryPlan smallest, planner->PlanOf(last));
     ASSERT_OK_AND_ASSIGN(const MemoryPlan none, planner->PlanOf(0));
     for (int64_t i = 0; i <= 20; ++i) {
       const int64_t budget = smallest.arena_bytes + (none.arena_bytes - smallest.arena_bytes) * i / 20;
@@ -387,6 +391,9 @@ TEST(RematOptimalityTest, IntegerProgramOverLayers) {
       EXPECT_LE(ours, 1.01 * optimum + 1e-9);
       EXPECT_GE(ours, 0.9999 * optimum - 1e-9);
       EXPECT_LE(problem.LowerBoundSeconds(peak), 1.0001 * optimum + 1e-9);
+      const std::optional<double> least = problem.LeastSeconds(peak, size_t{1} << 16);
+      ASSERT_TRUE(least.has_value());
+      EXPECT_NEAR(*least, optimum, 0.0001 * optimum + 1e-9);
     }
   }
   std::remove((path + ".lp").c_str());
@@ -404,7 +411,8 @@ TEST(RematBudgetTest, GroupsOfBlocksGoBelowTheBlockInputs) {
   const PassContext context = PlanningContext();
   ASSERT_OK_AND_ASSIGN(const std::unique_ptr<RematBudget> planner,
                        RematBudget::Make(*module, *module->FindGraph("train"), kRoofline, context));
-  ASSERT_OK_AND_ASSIGN(const MemoryPlan smallest, planner->Smallest());
+  ASSERT_OK_AND_ASSIGN(const int64_t last, planner->Smallest());
+  ASSERT_OK_AND_ASSIGN(const MemoryPlan smallest, planner->PlanOf(last));
   const std::unique_ptr<Module> blocks = module->Clone();
   Graph& graph = *blocks->FindGraph("train");
   const RematProblem problem(graph, kRoofline);

@@ -40,6 +40,77 @@ std::string ValueName(const Value& value) {
   return absl::StrCat(value.node->name(), ".", ResultName(value.node->op(), value.index));
 }
 
+absl::Status CheckArena(const Module& module, int64_t bytes) {
+  if (bytes <= kMaxArenaBytes) return absl::OkStatus();
+  return absl::ResourceExhaustedError(
+      absl::StrCat("model ", module.name(), ": more than ", kMaxArenaBytes, " bytes; reduce its size or --batch"));
+}
+
+int64_t Aligned(int64_t bytes) { return (bytes + kPlanAlignment - 1) / kPlanAlignment * kPlanAlignment; }
+
+// A graph in an order, its values in buffers that have no place yet.
+struct Program {
+  std::unique_ptr<Graph> copied;  // Where copies of donated values had to be inserted; else null.
+  const Graph* source = nullptr;
+  PlanGraph graph;
+  std::vector<int> order;
+  Sharing sharing;
+  // What is packed: shared buffers but states', workspaces by position, staged inputs.
+  std::vector<PackInterval> intervals;
+};
+
+absl::StatusOr<Program> MakeProgram(const Graph& original, const std::string& target) {
+  Program program;
+  if (NeedsDonationCopies(original)) {
+    program.copied = original.Clone();
+    program.copied->set_made_by("planner");
+    RETURN_IF_ERROR(InsertDonationCopies(*program.copied));
+  }
+  program.source = program.copied ? program.copied.get() : &original;
+  ASSIGN_OR_RETURN(program.graph, MakePlanGraph(*program.source, target, kPlanAlignment));
+  const PlanGraph& graph = program.graph;
+  program.order = Schedule(graph);
+  program.sharing = ShareBuffers(graph, program.order);
+
+  std::vector<int> interval_of(program.sharing.buffers.size(), -1);
+  for (size_t b = 0; b < program.sharing.buffers.size(); ++b) {
+    const SharedBuffer& buffer = program.sharing.buffers[b];
+    if (buffer.state >= 0) continue;
+    interval_of[b] = static_cast<int>(program.intervals.size());
+    program.intervals.push_back(
+        {buffer.first, buffer.last, graph.values[At(buffer.first_value)].value.type().byte_size()});
+  }
+  // In-place results may be a few bytes larger than what they replace, within the same aligned size.
+  for (size_t v = 0; v < graph.values.size(); ++v) {
+    const int i = interval_of[At(program.sharing.buffer_of[v])];
+    if (i < 0) continue;
+    int64_t& bytes = program.intervals[At(i)].size_bytes;
+    bytes = std::max(bytes, graph.values[v].value.type().byte_size());
+  }
+  for (size_t i = 0; i < program.order.size(); ++i) {
+    const PlanNode& node = graph.nodes[At(program.order[i])];
+    const int64_t at = static_cast<int64_t>(i);
+    if (node.workspace_bytes > 0) program.intervals.push_back({at, at, node.workspace_bytes});
+  }
+  if (StagesInputs(target)) {
+    const int64_t last = std::max<int64_t>(static_cast<int64_t>(program.order.size()), 1) - 1;
+    for (int v = 0; v < graph.num_inputs; ++v) {
+      const Node& input = *graph.values[At(v)].value.node;
+      if (input.role() == Role::kData) program.intervals.push_back({0, last, input.result_types()[0].byte_size()});
+    }
+  }
+  return program;
+}
+
+absl::StatusOr<Packing> PackProgram(const Module& module, const Program& program, PackOptions options,
+                                    int64_t persistent_bytes) {
+  options.alignment = kPlanAlignment;
+  ASSIGN_OR_RETURN(Packing packing, PackArena(program.intervals, options));
+  RETURN_IF_ERROR(CheckArena(module, packing.height_bytes));
+  RETURN_IF_ERROR(CheckArena(module, persistent_bytes + packing.height_bytes));
+  return packing;
+}
+
 class Planner {
  public:
   Planner(const Module& module, const PlanOptions& options, PlanTimes* times)
@@ -77,12 +148,6 @@ class Planner {
   }
 
  private:
-  absl::Status CheckArena(int64_t bytes) const {
-    if (bytes <= kMaxArenaBytes) return absl::OkStatus();
-    return absl::ResourceExhaustedError(
-        absl::StrCat("model ", module_.name(), ": more than ", kMaxArenaBytes, " bytes; reduce its size or --batch"));
-  }
-
   absl::Status PlaceStates() {
     int64_t offset = 0;
     for (const State& state : module_.states()) {
@@ -92,9 +157,9 @@ class Planner {
       buffer.set_size_bytes(state.type.byte_size());
       buffer.set_memory_class(StateClass(state.role));
       buffer.set_program(-1);
-      RETURN_IF_ERROR(CheckArena(buffer.size_bytes()));
+      RETURN_IF_ERROR(CheckArena(module_, buffer.size_bytes()));
       offset += AlignedBytes(plan_, buffer.size_bytes());
-      RETURN_IF_ERROR(CheckArena(offset));
+      RETURN_IF_ERROR(CheckArena(module_, offset));
       proto::StatePlacement& placement = *plan_.add_states();
       placement.set_buffer(plan_.buffers_size() - 1);
       state_buffer_[state.name] = placement.buffer();
@@ -111,87 +176,60 @@ class Planner {
 
   absl::Status PlaceProgram(const Graph& original) {
     Stopwatch watch;
-    std::unique_ptr<Graph> copied;
-    if (NeedsDonationCopies(original)) {
-      copied = original.Clone();
-      copied->set_made_by("planner");
-      RETURN_IF_ERROR(InsertDonationCopies(*copied));
-    }
-    const Graph& source = copied ? *copied : original;
-    ASSIGN_OR_RETURN(const PlanGraph graph, MakePlanGraph(source, options_.target, plan_.alignment()));
-    const std::vector<int> order = Schedule(graph);
+    ASSIGN_OR_RETURN(const Program made, MakeProgram(original, options_.target));
+    const PlanGraph& graph = made.graph;
+    const std::vector<int>& order = made.order;
+    const Sharing& sharing = made.sharing;
     if (times_ != nullptr) times_->schedule_seconds += watch.Lap();
 
     const int index = plan_.programs_size();
     proto::ProgramProto& program = *plan_.add_programs();
-    program.set_name(source.name());
-    const Sharing sharing = ShareBuffers(graph, order);
+    program.set_name(made.source->name());
     const std::vector<proto::MemoryClass> classes = Classes(graph, sharing);
 
-    // Buffers of the plan: those of values, then workspaces.
-    std::vector<int> plan_buffer;  // By buffer of `sharing`.
-    std::vector<PackInterval> intervals;
+    // Buffers of the plan, one for each interval, in their order.
     const int first_buffer = plan_.buffers_size();
-    const auto add_buffer = [&](std::string name, int64_t bytes, int64_t first, int64_t last, proto::MemoryClass c) {
+    const auto add_buffer = [&](std::string name, proto::MemoryClass c) {
+      const PackInterval& interval = made.intervals[At(plan_.buffers_size() - first_buffer)];
       proto::BufferProto& buffer = *plan_.add_buffers();
       buffer.set_name(std::move(name));
-      buffer.set_size_bytes(bytes);
+      buffer.set_size_bytes(interval.size_bytes);
       buffer.set_memory_class(c);
       buffer.set_program(index);
-      buffer.set_first(static_cast<int32_t>(first));
-      buffer.set_last(static_cast<int32_t>(last));
-      intervals.push_back({first, last, bytes});
+      buffer.set_first(static_cast<int32_t>(interval.first));
+      buffer.set_last(static_cast<int32_t>(interval.last));
       return plan_.buffers_size() - 1;
     };
+    std::vector<int> plan_buffer;  // By buffer of `sharing`.
     for (size_t b = 0; b < sharing.buffers.size(); ++b) {
       const SharedBuffer& buffer = sharing.buffers[b];
       const Value& value = graph.values[At(buffer.first_value)].value;
-      if (buffer.state >= 0) {
-        plan_buffer.push_back(state_buffer_.at(value.node->name()));
-        continue;
-      }
-      plan_buffer.push_back(
-          add_buffer(ValueName(value), value.type().byte_size(), buffer.first, buffer.last, classes[b]));
-    }
-    // In-place results may be a few bytes larger than what they replace, within the same aligned size.
-    for (size_t v = 0; v < graph.values.size(); ++v) {
-      const int b = sharing.buffer_of[v];
-      const int64_t bytes = graph.values[v].value.type().byte_size();
-      proto::BufferProto& buffer = *plan_.mutable_buffers(plan_buffer[At(b)]);
-      if (buffer.program() < 0 || bytes <= buffer.size_bytes()) continue;
-      buffer.set_size_bytes(bytes);
-      intervals[At(plan_buffer[At(b)] - first_buffer)].size_bytes = bytes;
+      plan_buffer.push_back(buffer.state >= 0 ? state_buffer_.at(value.node->name())
+                                              : add_buffer(ValueName(value), classes[b]));
     }
     std::vector<int> workspaces(order.size(), -1);
     for (size_t i = 0; i < order.size(); ++i) {
       const PlanNode& node = graph.nodes[At(order[i])];
       if (node.workspace_bytes == 0) continue;
-      const int64_t at = static_cast<int64_t>(i);
-      workspaces[i] =
-          add_buffer(absl::StrCat(node.node->name(), ".workspace"), node.workspace_bytes, at, at, proto::WORKSPACE);
+      workspaces[i] = add_buffer(absl::StrCat(node.node->name(), ".workspace"), proto::WORKSPACE);
     }
     Emit(graph, order, sharing, plan_buffer, workspaces, program);
     if (StagesInputs(options_.target)) {
       for (int v = 0; v < graph.num_inputs; ++v) {
         const Node& input = *graph.values[At(v)].value.node;
         if (input.role() != Role::kData) continue;
-        program.mutable_inputs(v)->set_staging(
-            add_buffer(absl::StrCat(input.name(), ".next"), input.result_types()[0].byte_size(), 0,
-                       std::max<int64_t>(static_cast<int64_t>(order.size()), 1) - 1, proto::IO));
+        program.mutable_inputs(v)->set_staging(add_buffer(absl::StrCat(input.name(), ".next"), proto::IO));
       }
     }
+    CHECK_EQ(At(plan_.buffers_size() - first_buffer), made.intervals.size());
     if (times_ != nullptr) times_->assign_seconds += watch.Lap();
 
-    PackOptions pack = options_.pack;
-    pack.alignment = plan_.alignment();
-    ASSIGN_OR_RETURN(const Packing packing, PackArena(intervals, pack));
-    for (size_t i = 0; i < intervals.size(); ++i) {
+    ASSIGN_OR_RETURN(const Packing packing, PackProgram(module_, made, options_.pack, plan_.persistent_bytes()));
+    for (size_t i = 0; i < made.intervals.size(); ++i) {
       plan_.mutable_buffers(first_buffer + static_cast<int>(i))
           ->set_offset(plan_.persistent_bytes() + packing.offsets[i]);
     }
-    RETURN_IF_ERROR(CheckArena(packing.height_bytes));
     program.set_peak_bytes(plan_.persistent_bytes() + packing.height_bytes);
-    RETURN_IF_ERROR(CheckArena(program.peak_bytes()));
     program.set_lower_bound_bytes(plan_.persistent_bytes() + packing.lower_bound_bytes);
     program.set_peak_instruction(static_cast<int32_t>(packing.peak_step));
     program.set_proof(std::string(PackProofName(packing.proof)));
@@ -286,6 +324,28 @@ class Planner {
 
 absl::StatusOr<proto::PlanProto> PlanModule(const Module& module, const PlanOptions& options, PlanTimes* times) {
   return Planner(module, options, times).Run();
+}
+
+absl::StatusOr<ArenaSize> SizeArena(const Module& module, const PlanOptions& options) {
+  ArenaSize size;
+  for (const State& state : module.states()) {
+    RETURN_IF_ERROR(CheckArena(module, state.type.byte_size()));
+    size.persistent_bytes += Aligned(state.type.byte_size());
+    RETURN_IF_ERROR(CheckArena(module, size.persistent_bytes));
+  }
+  size.arena_bytes = size.lower_bound_bytes = size.persistent_bytes;
+  for (const auto& graph : module.graphs()) {
+    const auto place = [&]() -> absl::Status {
+      ASSIGN_OR_RETURN(const Program program, MakeProgram(*graph, options.target));
+      ASSIGN_OR_RETURN(const Packing packing, PackProgram(module, program, options.pack, size.persistent_bytes));
+      size.arena_bytes = std::max(size.arena_bytes, size.persistent_bytes + packing.height_bytes);
+      size.lower_bound_bytes = std::max(size.lower_bound_bytes, size.persistent_bytes + packing.lower_bound_bytes);
+      size.instructions += static_cast<int64_t>(program.order.size());
+      return absl::OkStatus();
+    };
+    RETURN_IF_ERROR(Annotate(place(), absl::StrCat("graph ", graph->name())));
+  }
+  return size;
 }
 
 }  // namespace mt

@@ -245,7 +245,7 @@ class LiveState {
   explicit LiveState(const PlanGraph& graph) : graph_(graph) {
     sharing_.buffer_of.assign(graph.values.size(), -1);
     sharing_.buffers.reserve(graph.values.size());
-    remaining_.reserve(graph.values.size());
+    uses_.reserve(graph.values.size());
     for (int v = 0; v < graph.num_inputs; ++v) {
       Open(v, graph.values[At(v)].state);
       Define(v, sharing_.buffer_of[At(v)]);
@@ -255,7 +255,7 @@ class LiveState {
     for (int v = 0; v < graph.num_inputs; ++v) Close(sharing_.buffer_of[At(v)]);
   }
 
-  int64_t remaining(int buffer) const { return remaining_[At(buffer)]; }
+  int64_t remaining(int buffer) const { return uses_[At(buffer)].remaining; }
   int buffer_of(int value) const { return sharing_.buffer_of[At(value)]; }
   int64_t peak_bytes() const { return sharing_.peak_bytes; }
 
@@ -309,7 +309,7 @@ class LiveState {
       sharing_.peak_position = position_;
     }
     for (const auto& [root, count] : node.reads) {
-      remaining_[At(buffer_of(root))] -= count;
+      uses_[At(buffer_of(root))].remaining -= count;
       Close(buffer_of(root));
     }
     if (!node.is_view) {
@@ -321,13 +321,13 @@ class LiveState {
   Sharing Finish() && {
     const int64_t last = std::max<int64_t>(position_ - 1, 0);
     for (size_t b = 0; b < sharing_.buffers.size(); ++b) {
-      if (!closed_[b]) sharing_.buffers[b].last = last;
+      if (!uses_[b].closed) sharing_.buffers[b].last = last;
     }
     return std::move(sharing_);
   }
 
  private:
-  bool Pinned(int b) const { return pinned_[At(b)]; }
+  bool Pinned(int b) const { return uses_[At(b)].pinned; }
 
   int Open(int v, int state) {
     const int b = static_cast<int>(sharing_.buffers.size());
@@ -338,22 +338,21 @@ class LiveState {
     buffer.state = state;
     if (state < 0) live_ += buffer.bytes;
     sharing_.buffers.push_back(buffer);
-    remaining_.push_back(0);
-    pinned_.push_back(state >= 0);
-    closed_.push_back(false);
+    uses_.push_back({.pinned = state >= 0});
     sharing_.buffer_of[At(v)] = b;
     return b;
   }
 
   void Define(int v, int b) {
-    remaining_[At(b)] += graph_.values[At(v)].num_reads;
-    if (graph_.values[At(v)].is_output) pinned_[At(b)] = true;
+    uses_[At(b)].remaining += graph_.values[At(v)].num_reads;
+    if (graph_.values[At(v)].is_output) uses_[At(b)].pinned = true;
   }
 
   // Frees the buffer if nothing will read it.
   void Close(int b) {
-    if (remaining_[At(b)] > 0 || pinned_[At(b)] || closed_[At(b)]) return;
-    closed_[At(b)] = true;
+    BufferUse& use = uses_[At(b)];
+    if (use.remaining > 0 || use.pinned || use.closed) return;
+    use.closed = true;
     sharing_.buffers[At(b)].last = position_;
     live_ -= sharing_.buffers[At(b)].bytes;
   }
@@ -373,15 +372,24 @@ class LiveState {
 
   const PlanGraph& graph_;
   Sharing sharing_;
-  std::vector<int64_t> remaining_;  // By buffer: reads to come of the values in it.
-  std::vector<bool> pinned_, closed_;
+  struct BufferUse {
+    int64_t remaining = 0;  // Reads to come of the values in it.
+    bool pinned = false, closed = false;
+  };
+  std::vector<BufferUse> uses_;  // By buffer.
   int64_t live_ = 0;
   int64_t position_ = 0;
 };
 
+// An order and its ShareBuffers' peak.
+struct Proposal {
+  std::vector<int> order;
+  int64_t peak_bytes = 0;
+};
+
 // Follows `base`, but runs a node that raises nothing as soon as it can; among the first `window` nodes that are ready
-// in the order of `base`, the one that raises the live bytes least.
-std::vector<int> Forward(const PlanGraph& graph, absl::Span<const int> base, int window) {
+// in the order of `base`, the one that raises the live bytes least. Null where the peak is not below `below`.
+std::optional<Proposal> Forward(const PlanGraph& graph, absl::Span<const int> base, int window, int64_t below) {
   const int n = static_cast<int>(graph.nodes.size());
   std::vector<int> position(At(n)), waiting(At(n));
   for (int i = 0; i < n; ++i) position[At(base[At(i)])] = i;
@@ -419,6 +427,7 @@ std::vector<int> Forward(const PlanGraph& graph, absl::Span<const int> base, int
     done[At(next)] = true;
     ready.erase(position[At(next)]);
     state.Run(next);
+    if (state.peak_bytes() >= below) return std::nullopt;
     order.push_back(next);
     for (const int s : graph.nodes[At(next)].successors) {
       if (--waiting[At(s)] == 0) {
@@ -432,7 +441,7 @@ std::vector<int> Forward(const PlanGraph& graph, absl::Span<const int> base, int
       for (const int reader : graph.values[At(root)].readers) consider(reader);
     }
   }
-  return order;
+  return Proposal{std::move(order), state.peak_bytes()};
 }
 
 // The same backwards: from the end, a node goes directly before its first reader where that frees at least what it
@@ -581,9 +590,13 @@ std::vector<int> JustInTime(const PlanGraph& graph, bool sinks_first) {
   return order;
 }
 
-int64_t Peak(const PlanGraph& graph, absl::Span<const int> order) {
+// Null where the peak is not below `below`.
+std::optional<int64_t> Peak(const PlanGraph& graph, absl::Span<const int> order, int64_t below) {
   LiveState state(graph);
-  for (const int n : order) state.Run(n);
+  for (const int n : order) {
+    state.Run(n);
+    if (state.peak_bytes() >= below) return std::nullopt;
+  }
   return state.peak_bytes();
 }
 
@@ -596,34 +609,41 @@ Sharing ShareBuffers(const PlanGraph& graph, absl::Span<const int> order) {
 }
 
 std::vector<int> Schedule(const PlanGraph& graph) {
-  std::vector<int> best = Legal(graph);
-  int64_t best_peak = Peak(graph, best);
-  const auto propose = [&](std::vector<int> order) {
-    const int64_t peak = Peak(graph, order);
-    if (peak < best_peak) {
-      best_peak = peak;
-      best = std::move(order);
-    }
+  constexpr int64_t kAny = std::numeric_limits<int64_t>::max();
+  Proposal best{.order = Legal(graph)};
+  if (const std::optional<int64_t> peak = Peak(graph, best.order, kAny)) best.peak_bytes = *peak;
+  const auto propose = [&](const std::vector<int>& order) {
+    const std::optional<int64_t> peak = Peak(graph, order, best.peak_bytes);
+    if (peak) best = {order, *peak};
   };
-  std::vector<std::vector<int>> bases = {best, JustInTime(graph, /*sinks_first=*/true)};
+  const auto propose_forward = [&](const std::vector<int>& base, int window) {
+    std::optional<Proposal> proposal = Forward(graph, base, window, best.peak_bytes);
+    if (proposal) best = *std::move(proposal);
+  };
+  std::vector<std::vector<int>> bases = {best.order, JustInTime(graph, /*sinks_first=*/true)};
   if (std::any_of(graph.nodes.begin(), graph.nodes.end(),
                   [](const PlanNode& node) { return node.node->recompute_of() != nullptr; })) {
     bases.push_back(JustInTime(graph, /*sinks_first=*/false));
   }
-  for (const std::vector<int>& base : bases) {
+  for (size_t i = 0; i < bases.size(); ++i) {
+    const std::vector<int>& base = bases[i];
+    if (std::find(bases.begin(), bases.begin() + static_cast<int64_t>(i), base) !=
+        bases.begin() + static_cast<int64_t>(i)) {
+      continue;
+    }
     const std::vector<int> late = Backward(graph, base);
-    propose(base);
-    propose(Forward(graph, base, 1));
+    if (i > 0) propose(base);
+    propose_forward(base, 1);
     propose(late);
-    propose(Forward(graph, late, 1));
-    propose(Forward(graph, base, 8));
-    propose(Forward(graph, late, 8));
-    propose(Forward(graph, late, 64));
+    propose_forward(late, 1);
+    propose_forward(base, 8);
+    propose_forward(late, 8);
+    propose_forward(late, 64);
   }
   // A second round from the best so far.
-  propose(Backward(graph, std::vector<int>(best)));
-  propose(Forward(graph, std::vector<int>(best), 4));
-  return best;
+  propose(Backward(graph, std::vector<int>(best.order)));
+  propose_forward(std::vector<int>(best.order), 4);
+  return std::move(best.order);
 }
 
 }  // namespace mt

@@ -38,10 +38,7 @@ absl::StatusOr<std::unique_ptr<RematBudget>> RematBudget::Make(const Module& mod
 
 absl::Status RematBudget::PlanNone() {
   // The other graphs' part of the arena is the same whatever this one recomputes.
-  std::unique_ptr<Module> others = States();
-  for (const auto& graph : module_.graphs()) {
-    if (graph.get() != &graph_) others->AddGraph(graph->Clone());
-  }
+  const std::unique_ptr<Module> others = Others();
   if (!others->graphs().empty()) {
     ASSIGN_OR_RETURN(others_, context_.plan_memory(*others));
   }
@@ -97,12 +94,13 @@ absl::StatusOr<std::optional<RematBudget::Found>> RematBudget::Find(int64_t budg
   return found;
 }
 
-absl::StatusOr<MemoryPlan> RematBudget::Smallest() {
+absl::StatusOr<int64_t> RematBudget::Smallest() {
   if (!grouped_ready_) RETURN_IF_ERROR(PrepareGrouped());
-  ASSIGN_OR_RETURN(MemoryPlan smallest, PlanOf(static_cast<int64_t>(ungrouped_) - 1));
-  for (size_t i = ungrouped_; i < candidates_.size(); ++i) {
-    ASSIGN_OR_RETURN(const MemoryPlan plan, PlanOf(static_cast<int64_t>(i)));
-    if (plan.arena_bytes < smallest.arena_bytes) smallest = plan;
+  int64_t smallest = static_cast<int64_t>(ungrouped_) - 1;
+  for (int64_t i = smallest + 1; i < static_cast<int64_t>(candidates_.size()); ++i) {
+    ASSIGN_OR_RETURN(const MemoryPlan plan, PlanOf(i));
+    ASSIGN_OR_RETURN(const MemoryPlan before, PlanOf(smallest));
+    if (plan.arena_bytes < before.arena_bytes) smallest = i;
   }
   return smallest;
 }
@@ -114,18 +112,38 @@ std::unique_ptr<Module> RematBudget::States() const {
   return module;
 }
 
+std::unique_ptr<Module> RematBudget::Others() const {
+  std::unique_ptr<Module> others = States();
+  for (const auto& graph : module_.graphs()) {
+    if (graph.get() != &graph_) others->AddGraph(graph->Clone());
+  }
+  return others;
+}
+
+absl::StatusOr<std::unique_ptr<Module>> RematBudget::ModuleOf(size_t candidate) {
+  std::unique_ptr<Module> module = States();
+  Graph& graph = *module->AddGraph(graph_.Clone());
+  ASSIGN_OR_RETURN(const bool changed, ApplyRemat(graph, candidates_[candidate]));
+  if (changed) RETURN_IF_ERROR(kDcePass.run(*module, Attrs(), unused_));
+  return module;
+}
+
 absl::StatusOr<MemoryPlan> RematBudget::PlanOf(int64_t candidate) {
   const size_t i = static_cast<size_t>(candidate);
   if (plans_[i]) return *plans_[i];
-  std::unique_ptr<Module> module = States();
-  Graph& graph = *module->AddGraph(graph_.Clone());
-  ASSIGN_OR_RETURN(const bool changed, ApplyRemat(graph, candidates_[i]));
-  if (changed) RETURN_IF_ERROR(kDcePass.run(*module, Attrs(), unused_));
+  ASSIGN_OR_RETURN(const std::unique_ptr<Module> module, ModuleOf(i));
   ASSIGN_OR_RETURN(MemoryPlan plan, context_.plan_memory(*module));
   if (others_.arena_bytes > plan.arena_bytes) plan = others_;
   ++planned_;
   plans_[i] = plan;
   return plan;
+}
+
+absl::StatusOr<PeakText> RematBudget::PeakOf(int64_t candidate) {
+  ASSIGN_OR_RETURN(const MemoryPlan plan, PlanOf(candidate));
+  if (plan.arena_bytes == others_.arena_bytes) return context_.describe_peak(*Others());
+  ASSIGN_OR_RETURN(const std::unique_ptr<Module> module, ModuleOf(static_cast<size_t>(candidate)));
+  return context_.describe_peak(*module);
 }
 
 absl::StatusOr<bool> RematBudget::Fits(size_t candidate, int64_t budget) {

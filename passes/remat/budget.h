@@ -32,9 +32,11 @@ class RematBudget {
   // The cheapest choice that fits, by bisection, so that a larger budget never costs more seconds. Null: none fits.
   absl::StatusOr<std::optional<Found>> Find(int64_t budget);
 
-  // The smallest plan, and the one of a candidate.
-  absl::StatusOr<MemoryPlan> Smallest();
+  // The smallest plan's candidate, and the plan of a candidate.
+  absl::StatusOr<int64_t> Smallest();
   absl::StatusOr<MemoryPlan> PlanOf(int64_t candidate);
+  // Errors: those of context.describe_peak. REQUIRES: there is one.
+  absl::StatusOr<PeakText> PeakOf(int64_t candidate);
 
   const RematProblem& problem() const { return problem_; }
   const std::vector<RematChoice>& candidates() const { return candidates_; }
@@ -46,6 +48,8 @@ class RematBudget {
       : module_(module), graph_(graph), context_(context), problem_(graph, roofline) {}
 
   std::unique_ptr<Module> States() const;
+  std::unique_ptr<Module> Others() const;  // The module's other graphs.
+  absl::StatusOr<std::unique_ptr<Module>> ModuleOf(size_t candidate);
   absl::Status PlanNone();
   absl::Status Prepare();
   absl::Status PlanAll(size_t first, size_t last);

@@ -31,13 +31,13 @@ bool HasBackward(const Graph& graph) {
   return backward;
 }
 
-absl::Status TooSmall(const Module& module, int64_t budget, const MemoryPlan& smallest) {
+absl::Status TooSmall(const Module& module, int64_t budget, const MemoryPlan& smallest, const PeakText& peak) {
   return absl::ResourceExhaustedError(absl::StrCat(
       "budget=", CanonicalBytes(budget), " is too small for ", module.name(),
       ": recomputing all that may be, it needs ", smallest.arena_bytes, " bytes (", FormatBytes(smallest.arena_bytes),
-      "), of them ", smallest.persistent_bytes, " for parameters and optimizer state; the peak is at ",
-      smallest.peak_node, ", where ", smallest.peak_live,
-      " are live. Use remat:budget=", CanonicalBytes(smallest.arena_bytes), " or more, or a smaller --batch or --seq"));
+      "), of them ", smallest.persistent_bytes, " for parameters and optimizer state; the peak is at ", peak.node,
+      ", where ", peak.live, " are live. Use remat:budget=", CanonicalBytes(smallest.arena_bytes),
+      " or more, or a smaller --batch or --seq"));
 }
 
 absl::StatusOr<bool> Remat(Module& module, const Attrs& options, PassContext& context) {
@@ -50,7 +50,8 @@ absl::StatusOr<bool> Remat(Module& module, const Attrs& options, PassContext& co
       return absl::InvalidArgumentError(
           "remat:free and remat:budget are two ways to choose what is recomputed; leave one of them out");
     }
-    if (!context.plan_memory) return absl::FailedPreconditionError("remat:budget needs a planner");
+    if (!context.plan_memory || !context.describe_peak)
+      return absl::FailedPreconditionError("remat:budget needs a planner");
   }
   bool changed = false;
   for (const auto& graph : module.graphs()) {
@@ -65,8 +66,10 @@ absl::StatusOr<bool> Remat(Module& module, const Attrs& options, PassContext& co
                      RematBudget::Make(module, *graph, RooflineOf(context), context));
     ASSIGN_OR_RETURN(const std::optional<RematBudget::Found> found, planner->Find(*budget));
     if (!found) {
-      ASSIGN_OR_RETURN(const MemoryPlan smallest, planner->Smallest());
-      return TooSmall(module, *budget, smallest);
+      ASSIGN_OR_RETURN(const int64_t candidate, planner->Smallest());
+      ASSIGN_OR_RETURN(const MemoryPlan smallest, planner->PlanOf(candidate));
+      ASSIGN_OR_RETURN(const PeakText peak, planner->PeakOf(candidate));
+      return TooSmall(module, *budget, smallest, peak);
     }
     ASSIGN_OR_RETURN(const bool changes, ApplyRemat(*graph, *found->choice));
     changed = changed || changes;

@@ -400,6 +400,32 @@ double RematProblem::LowerBoundSeconds(int64_t peak_bytes) const {
   return bound;
 }
 
+std::optional<double> RematProblem::LeastSeconds(int64_t peak_bytes, size_t most_states) const {
+  struct Sum {
+    double seconds = 0;
+    int64_t saved = 0;
+  };
+  std::vector<Sum> sums = {{0, shared_bytes_}, {shared_seconds_, 0}};
+  for (size_t b = 0; b < chain_.blocks.size(); ++b) {
+    std::vector<Sum> next;
+    for (const Sum& sum : sums) {
+      for (const RematOption& option : menu(static_cast<int>(b)).options) {
+        if (sum.saved + PeakOf(b, option) > peak_bytes) continue;
+        next.push_back({sum.seconds + option.seconds, sum.saved + option.saved_bytes});
+      }
+    }
+    std::sort(next.begin(), next.end(), [](const Sum& x, const Sum& y) {
+      return std::make_pair(x.seconds, x.saved) < std::make_pair(y.seconds, y.saved);
+    });
+    sums.clear();
+    for (const Sum& sum : next) {
+      if (sums.empty() || sum.saved < sums.back().saved) sums.push_back(sum);
+    }
+    if (sums.empty() || sums.size() > most_states) return std::nullopt;
+  }
+  return sums.front().seconds;
+}
+
 namespace {
 
 class Applier {

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -51,6 +52,10 @@ class RematProblem {
   // No choice of the menus without groups and with a peak of at most `peak_bytes` takes fewer seconds: a Lagrangian
   // bound. For tests and benches.
   double LowerBoundSeconds(int64_t peak_bytes) const;
+  // The fewest seconds of such a choice, exactly: block after block, every choice that is not worse than another in
+  // both seconds and saved bytes. Null: there is none, or more than `most_states` would have to be looked at at once.
+  // For tests and benches.
+  std::optional<double> LeastSeconds(int64_t peak_bytes, size_t most_states) const;
 
  private:
   // One option a block.
