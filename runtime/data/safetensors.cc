@@ -185,8 +185,8 @@ int64_t SizeOf(SafetensorsType type) { return Row(type).size_bytes; }
 absl::string_view SafetensorsTypeName(SafetensorsType type) { return Row(type).name; }
 
 absl::StatusOr<std::unique_ptr<SafetensorsWriter>> SafetensorsWriter::Create(
-    const std::string& path, std::vector<SafetensorsTensor> tensors,
-    const std::map<std::string, std::string>& metadata) {
+    const std::string& path, std::vector<SafetensorsTensor> tensors, const std::map<std::string, std::string>& metadata,
+    FileSystem& files) {
   const auto fault = [&](const auto&... parts) {
     return absl::InvalidArgumentError(absl::StrCat(path, ": ", absl::StrCat(parts...)));
   };
@@ -220,6 +220,7 @@ absl::StatusOr<std::unique_ptr<SafetensorsWriter>> SafetensorsWriter::Create(
                     "\",\"shape\":", nlohmann::json(tensor.shape).dump(), ",\"data_offsets\":[", tensor.offset, ",",
                     offset, "]}");
     const std::string key = tensor.name;
+    writer->names_.push_back(key);
     if (!writer->entries_.insert({key, {std::move(tensor)}}).second) return fault("tensor ", name, " is given twice");
   }
   header += "}";
@@ -229,7 +230,7 @@ absl::StatusOr<std::unique_ptr<SafetensorsWriter>> SafetensorsWriter::Create(
   }
   std::string start;
   for (int i = 0; i < 8; ++i) start.push_back(static_cast<char>(header.size() >> (8 * i)));
-  ASSIGN_OR_RETURN(writer->file_, AtomicFile::Create(path));
+  ASSIGN_OR_RETURN(writer->file_, AtomicFile::Create(path, files));
   RETURN_IF_ERROR(writer->file_->Append(start + header));
   writer->data_start_ = static_cast<int64_t>(start.size() + header.size());
   return writer;

@@ -44,12 +44,19 @@ class SafetensorsWriter {
   // negative or overflowing shapes), DataLoss.
   static absl::StatusOr<std::unique_ptr<SafetensorsWriter>> Create(const std::string& path,
                                                                    std::vector<SafetensorsTensor> tensors,
-                                                                   const std::map<std::string, std::string>& metadata);
+                                                                   const std::map<std::string, std::string>& metadata,
+                                                                   FileSystem& files = SystemFiles());
   // Appends to the bytes of `name` (little endian, row major). Tensors may come in any order and in parts.
   // Errors: NotFound (no such tensor), InvalidArgument (more bytes than declared), DataLoss.
   absl::Status Append(absl::string_view name, absl::string_view bytes);
   // Errors: FailedPrecondition (a tensor lacks bytes; names it), DataLoss.
   absl::Status Finish();
+
+  // In the order of their bytes.
+  const std::vector<std::string>& names() const { return names_; }
+  int64_t size_bytes() const { return file_->size_bytes(); }
+  // CRC-32C of the file. REQUIRES: the tensors were appended in the order of names().
+  uint32_t crc() const { return file_->crc(); }
 
  private:
   struct Entry {
@@ -60,6 +67,7 @@ class SafetensorsWriter {
 
   std::unique_ptr<AtomicFile> file_;
   int64_t data_start_ = 0;
+  std::vector<std::string> names_;
   absl::flat_hash_map<std::string, Entry> entries_;
 };
 

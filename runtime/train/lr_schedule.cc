@@ -27,18 +27,18 @@ double LrSchedule::At(int64_t step, double progress) const {
   double share = 1;
   if (shape_ == LrShape::kCosine) share = 0.5 * (1 + std::cos(std::numbers::pi * progress));
   if (shape_ == LrShape::kLinear) share = 1 - progress;
-  if (shape_ == LrShape::kPlateau) return peak_ * std::max(factor_, min_ratio_);
+  if (shape_ == LrShape::kPlateau) return peak_ * std::max(plateau_.factor, min_ratio_);
   if (shape_ == LrShape::kConstant) return peak_;
   return peak_ * (min_ratio_ + (1 - min_ratio_) * share);
 }
 
 void LrSchedule::Observe(double val_loss) {
-  if (val_loss < best_) {
-    best_ = val_loss;
-    bad_evals_ = 0;
-  } else if (++bad_evals_ >= patience_) {
-    factor_ *= 0.5;
-    bad_evals_ = 0;
+  if (val_loss < plateau_.best) {
+    plateau_.best = val_loss;
+    plateau_.bad_evals = 0;
+  } else if (++plateau_.bad_evals >= patience_) {
+    plateau_.factor *= 0.5;
+    plateau_.bad_evals = 0;
   }
 }
 

@@ -26,13 +26,20 @@ class LrSchedule {
   // Tells the plateau shape about an evaluation; others ignore it.
   void Observe(double val_loss);
 
+  // What the evaluations so far have left.
+  struct Plateau {
+    double best = 1e300;
+    int64_t bad_evals = 0;
+    double factor = 1;
+  };
+  const Plateau& plateau() const { return plateau_; }
+  void set_plateau(const Plateau& plateau) { plateau_ = plateau; }
+
  private:
   LrShape shape_;
   double peak_, min_ratio_;
   int64_t warmup_steps_, patience_;
-  double best_ = 1e300;
-  int64_t bad_evals_ = 0;
-  double factor_ = 1;
+  Plateau plateau_;
 };
 
 }  // namespace mt

@@ -91,7 +91,7 @@ MetricsFile::~MetricsFile() {
 
 absl::Status MetricsFile::Open(const std::string& path) {
   path_ = path;
-  file_ = std::fopen(path.c_str(), "we");
+  file_ = std::fopen(path.c_str(), "ae");
   if (file_ == nullptr) return absl::DataLossError(absl::StrCat(path, ": cannot create: ", std::strerror(errno)));
   return absl::OkStatus();
 }

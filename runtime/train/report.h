@@ -30,7 +30,7 @@ class MetricsFile {
   ~MetricsFile();
   MetricsFile(const MetricsFile&) = delete;
   MetricsFile& operator=(const MetricsFile&) = delete;
-  absl::Status Open(const std::string& path);
+  absl::Status Open(const std::string& path);  // Goes on at the end of one that is there.
   absl::Status Append(const nlohmann::ordered_json& line);
 
  private:

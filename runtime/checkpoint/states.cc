@@ -1,0 +1,105 @@
+#include "runtime/checkpoint/states.h"
+
+#include <algorithm>
+#include <map>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "ir/base/check.h"
+#include "ir/base/status_macros.h"
+#include "runtime/train/report.h"
+
+namespace mt {
+namespace {
+
+SafetensorsType TypeOf(DType dtype) {
+  switch (dtype) {
+    case DType::kF32:
+      return SafetensorsType::kF32;
+    case DType::kBF16:
+      return SafetensorsType::kBF16;
+    case DType::kF16:
+      return SafetensorsType::kF16;
+    case DType::kF64:
+      return SafetensorsType::kF64;
+    case DType::kI32:
+      return SafetensorsType::kI32;
+    case DType::kU8:
+      return SafetensorsType::kU8;
+  }
+  CHECK(false) << "a dtype without a name in safetensors";
+  return SafetensorsType::kF32;
+}
+
+// "adamw" of "adamw.m.head.weight": states that are of use together alone.
+std::string GroupOf(const std::string& name) { return name.substr(0, name.find('.')); }
+
+SafetensorsTensor Described(const proto::StateProto& state, const BoundTensor& bound) {
+  SafetensorsTensor tensor;
+  tensor.name = bound.name;
+  tensor.type = TypeOf(bound.type.dtype);
+  if (state.logical_dims_size() > 0) {
+    tensor.shape.assign(state.logical_dims().begin(), state.logical_dims().end());
+  } else {
+    tensor.shape.assign(bound.type.dims.begin(), bound.type.dims.end());
+  }
+  tensor.size_bytes = SizeOf(tensor.type);
+  for (const int64_t d : tensor.shape) tensor.size_bytes *= d;
+  return tensor;
+}
+
+std::string TypeText(const SafetensorsTensor& tensor) {
+  return absl::StrCat(SafetensorsTypeName(tensor.type), "[", absl::StrJoin(tensor.shape, ","), "]");
+}
+
+}  // namespace
+
+void SnapshotStates(Executor& executor, std::vector<SavedState>* states) {
+  size_t count = 0;
+  for (int i = 0; i < executor.plan().states_size(); ++i) {
+    const BoundTensor& bound = executor.states()[static_cast<size_t>(i)];
+    if (bound.role != Role::kParameter && bound.role != Role::kOptimizerState) continue;
+    if (count == states->size()) states->emplace_back();
+    SavedState& state = (*states)[count++];
+    state.tensor = Described(executor.plan().states(i).state(), bound);
+    state.parameter = bound.role == Role::kParameter;
+    state.bytes.resize(static_cast<size_t>(state.tensor.size_bytes));
+    // Padding is at the end of dimension 0, so the logical elements are a prefix.
+    executor.backend().CopyToHost(state.bytes.data(), bound.data, state.tensor.size_bytes);
+  }
+  states->resize(count);
+}
+
+absl::StatusOr<std::vector<std::string>> RestoreStates(Executor& executor, const CheckpointReader& checkpoint) {
+  RETURN_IF_ERROR(LoadWeights(executor, absl::StrCat(checkpoint.path(), "/", kWeightsFile)));
+  const SafetensorsReader& saved = checkpoint.optimizer();
+  std::map<std::string, std::string> why;  // Group -> the first thing that does not fit.
+  for (int i = 0; i < executor.plan().states_size(); ++i) {
+    const BoundTensor& bound = executor.states()[static_cast<size_t>(i)];
+    if (bound.role != Role::kOptimizerState) continue;
+    const SafetensorsTensor wanted = Described(executor.plan().states(i).state(), bound);
+    const SafetensorsTensor* found = saved.Find(bound.name);
+    // States without logical dimensions of their own (scales of blocks) follow the padding: the common prefix is
+    // theirs.
+    const bool fits = found != nullptr && found->type == wanted.type &&
+                      (found->shape == wanted.shape || (executor.plan().states(i).state().logical_dims_size() == 0 &&
+                                                        found->shape.size() == 1 && wanted.shape.size() == 1));
+    if (fits) continue;
+    why.insert({GroupOf(bound.name), found == nullptr ? absl::StrCat("the checkpoint has no ", bound.name)
+                                                      : absl::StrCat(bound.name, " is ", TypeText(*found), " there, ",
+                                                                     TypeText(wanted), " in the plan")});
+  }
+  for (const BoundTensor& bound : executor.states()) {
+    const SafetensorsTensor* found = saved.Find(bound.name);
+    if (bound.role != Role::kOptimizerState || found == nullptr || why.contains(GroupOf(bound.name))) continue;
+    executor.backend().CopyToDevice(bound.data, saved.Bytes(*found).data(),
+                                    std::min(found->size_bytes, bound.type.byte_size()));
+  }
+  std::vector<std::string> fresh;
+  for (const auto& [group, reason] : why)
+    fresh.push_back(absl::StrCat("the state of ", group, " starts fresh: ", reason));
+  return fresh;
+}
+
+}  // namespace mt

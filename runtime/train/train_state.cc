@@ -1,0 +1,81 @@
+#include "runtime/train/train_state.h"
+
+#include <cmath>
+#include <limits>
+
+#include "absl/strings/str_cat.h"
+
+namespace mt {
+namespace {
+
+constexpr int64_t kMaxCount = int64_t{1} << 62;
+
+// Calls visit(name, member) for every member.
+template <typename State, typename Visit>
+void ForEach(State& state, const Visit& visit) {
+  visit("steps", state.steps);
+  visit("samples", state.samples);
+  visit("tokens", state.tokens);
+  visit("skipped_steps", state.skipped_steps);
+  visit("seconds", state.seconds);
+  visit("last_loss", state.last_loss);
+  visit("plateau_best", state.plateau.best);
+  visit("plateau_bad_evals", state.plateau.bad_evals);
+  visit("plateau_factor", state.plateau.factor);
+  visit("best_val", state.best_val);
+  visit("evals_since_best", state.evals_since_best);
+}
+
+struct Writer {
+  nlohmann::ordered_json& json;
+  void operator()(const char* name, int64_t value) const { json[name] = value; }
+  void operator()(const char* name, double value) const {
+    json[name] = std::isfinite(value) ? nlohmann::ordered_json(value) : nlohmann::ordered_json(nullptr);
+  }
+};
+
+struct Reader {
+  const nlohmann::json& json;
+  absl::Status& status;
+
+  const nlohmann::json* Get(const char* name) const {
+    const auto found = json.is_object() ? json.find(name) : json.end();
+    if (found == json.end()) Fail(name, "is missing");
+    return found == json.end() ? nullptr : &*found;
+  }
+  void Fail(const char* name, const char* fact) const {
+    if (status.ok()) status = absl::FailedPreconditionError(absl::StrCat("\"", name, "\" ", fact));
+  }
+  void operator()(const char* name, int64_t& value) const {
+    const nlohmann::json* found = Get(name);
+    if (found == nullptr) return;
+    if (!found->is_number_unsigned() || found->get<uint64_t>() > static_cast<uint64_t>(kMaxCount)) {
+      return Fail(name, "is no count");
+    }
+    value = found->get<int64_t>();
+  }
+  void operator()(const char* name, double& value) const {
+    const nlohmann::json* found = Get(name);
+    if (found == nullptr) return;
+    if (!found->is_number() && !found->is_null()) return Fail(name, "is no number");
+    value = found->is_null() ? std::numeric_limits<double>::quiet_NaN() : found->get<double>();
+  }
+};
+
+}  // namespace
+
+nlohmann::ordered_json ToJson(const TrainState& state) {
+  nlohmann::ordered_json json = nlohmann::ordered_json::object();
+  ForEach(state, Writer{json});
+  return json;
+}
+
+absl::StatusOr<TrainState> TrainStateFromJson(const nlohmann::json& json) {
+  TrainState state;
+  absl::Status status;
+  ForEach(state, Reader{json, status});
+  if (!status.ok()) return status;
+  return state;
+}
+
+}  // namespace mt

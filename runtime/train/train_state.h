@@ -1,0 +1,32 @@
+// Where a training loop stands: what it finds again after a checkpoint, beside the states of the plan.
+#ifndef MT_RUNTIME_TRAIN_TRAIN_STATE_H_
+#define MT_RUNTIME_TRAIN_TRAIN_STATE_H_
+
+#include <cstdint>
+
+#include "absl/status/statusor.h"
+#include "nlohmann/json.hpp"
+#include "runtime/train/lr_schedule.h"
+
+namespace mt {
+
+struct TrainState {
+  int64_t steps = 0;    // Optimizer steps that are done.
+  int64_t samples = 0;  // Sequences of the corpus's endless order that have been used.
+  int64_t tokens = 0;
+  int64_t skipped_steps = 0;  // By loss scaling; among `steps`.
+  double seconds = 0, last_loss = 0;
+  LrSchedule::Plateau plateau;
+  // Early stopping: the least loss of an evaluation, and how many have come since.
+  double best_val = 1e300;
+  int64_t evals_since_best = 0;
+};
+
+// Numbers come back to the bit; where they are not finite they are null.
+nlohmann::ordered_json ToJson(const TrainState& state);
+// Untrusted. Errors: FailedPrecondition (names the member).
+absl::StatusOr<TrainState> TrainStateFromJson(const nlohmann::json& json);
+
+}  // namespace mt
+
+#endif  // MT_RUNTIME_TRAIN_TRAIN_STATE_H_
