@@ -25,12 +25,16 @@
 #include "ir/target.h"
 #include "runtime/allocations.h"
 #include "runtime/backend.h"
+#include "runtime/checkpoint/checkpoint.h"
+#include "runtime/checkpoint/states.h"
 #include "runtime/cuda/backend.h"
 #include "runtime/data/corpus.h"
 #include "runtime/executor.h"
 #include "runtime/measure.h"
 #include "runtime/trace.h"
+#include "runtime/train/event_file.h"
 #include "runtime/train/report.h"
+#include "runtime/train/run_folder.h"
 #include "runtime/train/trainer.h"
 
 namespace mt {
@@ -38,9 +42,6 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 using Rows = std::vector<std::pair<std::string, std::string>>;
-
-constexpr char kWeightsFile[] = "model.safetensors";
-constexpr char kSummaryFile[] = "summary.json";
 
 volatile std::sig_atomic_t interrupted = 0;
 void OnSignal(int) { interrupted = 1; }
@@ -76,6 +77,10 @@ TrainOptions OptionsFromArgs(const ParsedArgs& args) {
   options.warmup_steps = args.Int("warmup");
   options.min_lr_ratio = args.Double("min-lr-ratio");
   options.patience = args.Int("patience");
+  options.max_tokens = args.OptionalInt("max-tokens");
+  options.early_stop = args.Int("early-stop");
+  options.init = args.String("init");
+  options.resume = args.String("resume");
   options.eval_every = args.Int("eval-every");
   options.eval_batches = args.Int("eval-batches");
   StepScalars& scalars = options.scalars;
@@ -104,7 +109,19 @@ Json ConfigJson(const TrainOptions& options, int64_t steps, const ParsedArgs& ar
           {"seed", s.seed},
           {"data", args.String("data")},
           {"init", args.Has("init") ? Json(args.String("init")) : Json(nullptr)},
+          {"resume", args.Has("resume") ? Json(args.String("resume")) : Json(nullptr)},
           {"threads", args.OptionalInt("threads") ? Json(*args.OptionalInt("threads")) : Json(nullptr)}};
+}
+
+// What TensorBoard shows of a step.
+std::vector<std::pair<std::string, double>> StepScalarsOf(const StepMetrics& step) {
+  std::vector<std::pair<std::string, double>> scalars = {{"train/loss", step.loss},
+                                                         {"train/perplexity", std::exp(step.loss)},
+                                                         {"train/lr", step.lr},
+                                                         {"train/grad_norm", step.grad_norm},
+                                                         {"train/tokens_per_second", step.tokens_per_second}};
+  if (step.loss_scale) scalars.push_back({"train/loss_scale", *step.loss_scale});
+  return scalars;
 }
 
 // The line of a step: rewritten in place on a terminal, one line each elsewhere.
@@ -174,8 +191,9 @@ class Run {
   absl::Status Execute(proto::PlanProto plan);
 
  private:
-  absl::Status PrepareOut();
+  absl::Status OpenOut(const proto::PlanProto& plan);
   absl::Status SetStates();
+  absl::Status Restore(const CheckpointReader& checkpoint);
   absl::Status Measure();
   absl::Status Trace();
   absl::Status Train();
@@ -189,30 +207,86 @@ class Run {
   std::unique_ptr<Trainer> trainer_;
   TrainOptions options_;
   std::optional<Measurement> measurement_;
+  std::unique_ptr<RunFolder> folder_;              // --out; null where nothing is written.
+  NewestCheckpoint resume_;                        // --resume.
   double load_seconds_ = 0, weights_seconds_ = 0;  // Of the time to the first step.
 };
 
-absl::Status Run::PrepareOut() {
+// The box of a run that has finished earlier.
+absl::Status PrintFinished(const nlohmann::json& summary) {
+  Rows rows;
+  const auto box = summary.find("box");
+  for (size_t i = 0; box != summary.end() && box->is_array() && i < box->size(); ++i) {
+    const nlohmann::json& row = (*box)[i];
+    if (row.is_array() && row.size() == 2 && row[0].is_string() && row[1].is_string()) {
+      rows.push_back({row[0].get<std::string>(), row[1].get<std::string>()});
+    }
+  }
+  rows.push_back({"finished", "earlier; --fresh to repeat"});
+  const auto text = [&](const char* key) {
+    const auto found = summary.find(key);
+    return found == summary.end() ? "?" : found->is_string() ? found->get<std::string>() : found->dump();
+  };
+  std::printf("%s", Box(absl::StrCat(text("model"), ": ", text("steps"), " steps"), rows).c_str());
+  return absl::OkStatus();
+}
+
+// What lies in --out: nothing, this run finished, or where it stopped.
+absl::Status Run::OpenOut(const proto::PlanProto& plan) {
   out_ = args_.String("out");
-  if (out_.empty()) return absl::OkStatus();
-  std::error_code ignored;
-  if (std::filesystem::exists(out_ + "/" + kSummaryFile, ignored) && !args_.Bool("fresh")) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("--out ", out_, " already holds a finished run; give --fresh to replace it, or another --out"));
+  if (args_.Has("resume")) {
+    if (args_.Has("init")) {
+      return absl::InvalidArgumentError("--init takes the weights alone, --resume all of a checkpoint: leave one out");
+    }
+    absl::StatusOr<NewestCheckpoint> found = CheckpointAt(args_.String("resume"));
+    if (!found.ok()) return Annotate(found.status(), "--resume");
+    resume_ = *std::move(found);
   }
-  RETURN_IF_ERROR(MakeFolder(out_));
-  for (const char* file : {kSummaryFile, "memory.json", kWeightsFile}) {
-    std::filesystem::remove(out_ + "/" + file, ignored);
+  if (args_.Has("eval")) return absl::OkStatus();
+  if (out_.empty()) {
+    for (const char* flag : {"save-every", "keep", "fresh", "tensorboard"}) {
+      if (args_.Has(flag)) return absl::InvalidArgumentError(absl::StrCat("--", flag, " is about --out DIR: give it"));
+    }
+    return absl::OkStatus();
   }
+  ASSIGN_OR_RETURN(folder_, RunFolder::Open({.path = out_,
+                                             .identity = RunIdentity(plan, manifest_, options_),
+                                             .environment = RunEnvironment(plan),
+                                             .fresh = args_.Bool("fresh"),
+                                             .save_every = args_.OptionalInt("save-every"),
+                                             .keep = args_.Int("keep")}));
+  for (const std::string& warning : folder_->Warnings()) std::fprintf(stderr, "warning: %s\n", warning.c_str());
+  return absl::OkStatus();
+}
+
+absl::Status Run::Restore(const CheckpointReader& checkpoint) {
+  ASSIGN_OR_RETURN(const std::vector<std::string> fresh, RestoreStates(*executor_, checkpoint));
+  const absl::StatusOr<TrainState> state = TrainStateFromJson(checkpoint.progress());
+  if (!state.ok()) return Annotate(state.status(), checkpoint.path());
+  if (options_.from.steps != state->steps) {
+    std::printf("goes on from %s, step %lld\n", checkpoint.path().c_str(), static_cast<long long>(state->steps));
+    for (const std::string& group : fresh) std::printf("  %s\n", group.c_str());
+    std::fflush(stdout);
+  }
+  options_.from = *state;
   return absl::OkStatus();
 }
 
 absl::Status Run::SetStates() {
   executor_->InitializeStates(options_.scalars.seed);
+  if (folder_ != nullptr && folder_->checkpoint() != nullptr) return Restore(*folder_->checkpoint());
+  if (resume_.checkpoint != nullptr) return Restore(*resume_.checkpoint);
   if (!args_.Has("init")) return absl::OkStatus();
   std::string path = args_.String("init");
   std::error_code ignored;
-  if (std::filesystem::is_directory(path, ignored)) path = absl::StrCat(path, "/", kWeightsFile);
+  if (std::filesystem::is_directory(path, ignored)) {
+    // Of a run that has not finished: the newest checkpoint's.
+    if (!std::filesystem::exists(path + "/" + kWeightsFile, ignored)) {
+      const absl::StatusOr<NewestCheckpoint> newest = CheckpointAt(path);
+      if (newest.ok()) path = newest->checkpoint->path();
+    }
+    path = absl::StrCat(path, "/", kWeightsFile);
+  }
   return LoadWeights(*executor_, path);
 }
 
@@ -283,7 +357,9 @@ absl::Status Run::Train() {
     std::fprintf(stderr, "warning: %s\n", warning.c_str());
   }
   MetricsFile metrics;
-  if (!out_.empty()) RETURN_IF_ERROR(metrics.Open(out_ + "/metrics.jsonl"));
+  if (!out_.empty()) RETURN_IF_ERROR(metrics.Open(out_ + "/" + kMetricsFile));
+  EventFile events;
+  if (args_.Bool("tensorboard")) RETURN_IF_ERROR(events.Open(out_, options_.from.steps));
   const int64_t arena_bytes = executor_->plan().arena_bytes();
   StepPrinter printer(args_.Int("log-every"));
   Backend& backend = executor_->backend();
@@ -295,8 +371,8 @@ absl::Status Run::Train() {
   TrainHooks hooks;
   hooks.interrupted = [] { return interrupted != 0; };
   hooks.on_step = [&](const StepMetrics& step) {
-    if (step.step == 1) first_step_seconds = Seconds() - ready_seconds;
-    if (step.step == Drift::kFirst) drift.Start(backend);
+    if (step.step == options_.from.steps + 1) first_step_seconds = Seconds() - ready_seconds;
+    if (step.step == options_.from.steps + Drift::kFirst) drift.Start(backend);
     double left = -1;
     if (steps > 0)
       left = step.elapsed_seconds / static_cast<double>(step.step) * static_cast<double>(steps - step.step);
@@ -305,22 +381,36 @@ absl::Status Run::Train() {
       left = left < 0 ? limit : std::min(left, limit);
     }
     printer.Print(StepLine(step, steps, left, arena_bytes), step.step == steps, step.step);
+    if (folder_ != nullptr) RETURN_IF_ERROR(folder_->Poll());
+    RETURN_IF_ERROR(events.Append(step.step, StepScalarsOf(step)));
     return metrics.Append(StepJson(step));
   };
   hooks.on_eval = [&](int64_t step, const EvalMetrics& eval) {
     printer.Break();
     std::printf("step %lld | %s %s\n", static_cast<long long>(step), eval.split.c_str(), LossText(eval).c_str());
     std::fflush(stdout);
+    RETURN_IF_ERROR(
+        events.Append(step, {{eval.split + "/loss", eval.loss}, {eval.split + "/perplexity", std::exp(eval.loss)}}));
     return metrics.Append({{"step", step}, {"split", eval.split}, {"eval_loss", eval.loss}});
   };
+  if (folder_ != nullptr) {
+    hooks.saves_after = [&](int64_t step) { return folder_->DueAfter(step); };
+    hooks.on_save = [&](const TrainState& state) { return folder_->Save(*executor_, state); };
+  }
   std::signal(SIGINT, OnSignal);
   std::signal(SIGTERM, OnSignal);
   absl::StatusOr<TrainResult> trained = trainer_->Train(options_, hooks);
-  const bool drift_known = trained.ok() && trained->steps > Drift::kFirst;
+  const bool drift_known = trained.ok() && trained->steps > options_.from.steps + Drift::kFirst;
   if (drift_known) drift.Stop(backend);
   printer.Break();
   RETURN_IF_ERROR(trained);
   const TrainResult& result = *trained;
+  if (folder_ != nullptr) {
+    if (result.interrupted || args_.OptionalInt("save-every").value_or(0) > 0) {
+      RETURN_IF_ERROR(folder_->Save(*executor_, result));
+    }
+    RETURN_IF_ERROR(folder_->Wait());
+  }
 
   Rows rows = {
       {"tokens", FormatCount(result.tokens)},
@@ -328,6 +418,11 @@ absl::Status Run::Train() {
       {"speed",
        absl::StrFormat("%.0f tok/s", result.seconds > 0 ? static_cast<double>(result.tokens) / result.seconds : 0.0)}};
   Json evals = Json::object();
+  if (options_.from.steps > 0) rows.push_back({"resumed", absl::StrCat("after step ", options_.from.steps)});
+  if (result.stopped_early) {
+    rows.push_back({"stopped early", absl::StrFormat("%d evaluations without a val loss below %.4f",
+                                                     result.evals_since_best, result.best_val)});
+  }
   if (result.skipped_steps > 0) rows.push_back({"skipped", absl::StrCat(FormatCount(result.skipped_steps), " steps")});
   if (result.steps > 0) rows.push_back({"train loss", absl::StrFormat("%.4f (last step)", result.last_loss)});
   if (!result.interrupted && executor_->FindProgram("eval") != nullptr) {
@@ -336,6 +431,8 @@ absl::Status Run::Train() {
       if (info == nullptr || info->tokens < 2) continue;
       ASSIGN_OR_RETURN(const EvalMetrics eval, trainer_->Evaluate(split, 0));
       rows.push_back({split, absl::StrFormat("%s  (bigram cross-entropy %.4f)", LossText(eval), info->bigram_entropy)});
+      RETURN_IF_ERROR(events.Append(result.steps, {{absl::StrCat(split, "/loss"), eval.loss},
+                                                   {absl::StrCat(split, "/perplexity"), std::exp(eval.loss)}}));
       evals[split] = {{"loss", eval.loss},
                       {"perplexity", std::exp(eval.loss)},
                       {"tokens", eval.tokens},
@@ -372,10 +469,14 @@ absl::Status Run::Train() {
                                                   start_seconds, load_seconds_, weights_seconds_, first_step_seconds)});
   }
   if (!out_.empty()) {
-    RETURN_IF_ERROR(SaveWeights(*executor_, out_ + "/" + kWeightsFile));
+    if (!result.interrupted) RETURN_IF_ERROR(SaveWeights(*executor_, out_ + "/" + kWeightsFile));
     const Json memory = MemoryJson(*executor_, measurement_, process_bytes, context_bytes);
-    RETURN_IF_ERROR(WriteFile(out_ + "/memory.json", absl::StrCat(memory.dump(2), "\n")));
+    RETURN_IF_ERROR(WriteFile(out_ + "/" + kMemoryFile, absl::StrCat(memory.dump(2), "\n")));
     const proto::PlanProto& plan = executor_->plan();
+    const std::string files = absl::StrCat(kMetricsFile, ",", kMemoryFile, ",", kSummaryFile);
+    rows.push_back({"files", result.interrupted
+                                 ? absl::StrCat(out_, "/{", files, ",", CheckpointName(result.steps), "}")
+                                 : absl::StrCat(out_, "/{", files, ",", kWeightsFile, "}")});
     const Json summary = {{"model", plan.model()},
                           {"target", plan.target()},
                           {"passes", plan.passes()},
@@ -394,14 +495,18 @@ absl::Status Run::Train() {
                           {"config", ConfigJson(options_, steps, args_)},
                           {"versions", VersionsJson()},
                           {"hardware", HardwareJson()},
-                          {"command", args_.command_line()}};
+                          {"command", args_.command_line()},
+                          {"identity", RunIdentity(plan, manifest_, options_)},
+                          {"box", rows}};
     RETURN_IF_ERROR(WriteFile(out_ + "/" + kSummaryFile, absl::StrCat(summary.dump(2), "\n")));
-    rows.push_back({"files", absl::StrCat(out_, "/{metrics.jsonl,memory.json,summary.json,", kWeightsFile, "}")});
   }
   std::printf("%s", Box(absl::StrCat(executor_->plan().model(), ": ", result.steps, " steps"), rows).c_str());
   if (result.interrupted) {
-    return absl::CancelledError(
-        absl::StrCat("interrupted after step ", result.steps, out_.empty() ? "" : "; the weights so far are saved"));
+    return absl::CancelledError(absl::StrCat("interrupted after step ", result.steps,
+                                             out_.empty()
+                                                 ? ""
+                                                 : absl::StrCat("; saved in ", out_, "/", CheckpointName(result.steps),
+                                                                "; the same command goes on from there")));
   }
   return absl::OkStatus();
 }
@@ -456,6 +561,8 @@ absl::Status Run::Execute(proto::PlanProto plan) {
   ASSIGN_OR_RETURN(manifest_, ReadManifest(data_));
   RETURN_IF_ERROR(CheckVocabulary(plan, plan_path_, manifest_, data_));
   options_ = OptionsFromArgs(args_);
+  RETURN_IF_ERROR(OpenOut(plan));
+  if (folder_ != nullptr && !folder_->finished().is_null()) return PrintFinished(folder_->finished());
   const double load_start = Seconds();
   ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, BackendOf(plan, plan_path_, args_));
   const std::string hint = FitHint(plan);
@@ -485,7 +592,7 @@ absl::Status Run::Execute(proto::PlanProto plan) {
   }
   RETURN_IF_ERROR(
       trainer_->Prepare(options_.scalars));  // A corpus that cannot be read fails before anything is written.
-  RETURN_IF_ERROR(PrepareOut());
+  if (folder_ != nullptr) RETURN_IF_ERROR(folder_->Begin());
   if (args_.Bool("measure")) {
     RETURN_IF_ERROR(Measure());
     ResetPeakResidentBytes();
