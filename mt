@@ -6,7 +6,8 @@ cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")"
 
 # Debian 12, Debian 13 and Ubuntu 24.04 (universe) use the same names.
 readonly PACKAGES=(cmake ninja-build g++ ccache pkg-config ca-certificates protobuf-compiler libprotobuf-dev libabsl-dev
-                   libopenblas0-pthread nlohmann-json3-dev libpcre2-dev libutf8proc-dev libgtest-dev libgmock-dev coinor-cbc)
+                   libopenblas0-pthread nlohmann-json3-dev libpcre2-dev libutf8proc-dev
+                   libcurl4-openssl-dev libzstd-dev libgtest-dev libgmock-dev coinor-cbc)
 readonly BUILD=build
 
 usage() {

@@ -18,11 +18,13 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/strip.h"
 #include "ir/base/flags.h"
 #include "ir/base/status_macros.h"
 #include "ir/base/tools.h"
 #include "ir/base/units.h"
 #include "nlohmann/json.hpp"
+#include "runtime/data/hub.h"
 #include "runtime/data/prep.h"
 #include "runtime/data/utf8.h"
 
@@ -93,7 +95,9 @@ PrepOptions CommonOptions(const ParsedArgs& args, Progress* progress) {
   options.documents = documents == "file"         ? DocumentMode::kFile
                       : documents == "blank-line" ? DocumentMode::kBlankLine
                       : documents == "line"       ? DocumentMode::kLine
+                      : documents == "record"     ? DocumentMode::kRecord
                                                   : DocumentMode::kAuto;
+  options.text_field = args.String("text-field");
   const std::string invalid = args.String("invalid-utf8");
   options.invalid_utf8 = invalid == "replace" ? InvalidUtf8::kReplace
                          : invalid == "skip"  ? InvalidUtf8::kSkip
@@ -268,12 +272,74 @@ absl::Status Stat(const ParsedArgs& args) {
   return ShowCorpus(temporary, args, &progress);
 }
 
+DownloadOptions FromEnvironment(Progress* progress) {
+  DownloadOptions options;
+  const char* token = std::getenv("HF_TOKEN");
+  options.bearer = token == nullptr ? "" : token;
+  options.progress = [progress](int64_t done, int64_t total) {
+    (*progress)("downloading", done, std::max(total, done + (total == 0)));
+  };
+  return options;
+}
+
+absl::Status List(const ParsedArgs& args) {
+  DownloadOptions options;
+  const std::string base = args.Has("base-url") ? args.String("base-url") : kSpeakleashUrl;
+  if (args.positionals().empty()) {
+    ASSIGN_OR_RETURN(const std::vector<std::string> names, ListSpeakleash(base, options));
+    for (const std::string& name : names) absl::PrintF("%s\n", name);
+    return absl::OkStatus();
+  }
+  ASSIGN_OR_RETURN(const SpeakleashCorpus corpus, DescribeSpeakleash(base, args.positional(0), options));
+  const auto plain = [](const std::string& text) {
+    std::string out;
+    for (const char c : text) out += c >= 0 && c < ' ' ? ' ' : c;  // Nothing that drives a terminal.
+    return out;
+  };
+  absl::PrintF("name        %s\nsize        %s\ndocuments   %s\ncharacters  %s\nHIGH        %.1f %%\n", corpus.name,
+               FormatBytes(corpus.file_bytes), FormatCount(corpus.documents), FormatCount(corpus.characters),
+               100 * corpus.high_quality);
+  absl::PrintF("category    %s\nlicense     %s\n%s\n", plain(corpus.category), plain(corpus.license),
+               plain(corpus.description));
+  return absl::OkStatus();
+}
+
+absl::Status Get(const ParsedArgs& args) {
+  Progress progress;
+  DownloadOptions options = FromEnvironment(&progress);
+  absl::string_view name = args.positional(0);
+  if (absl::ConsumePrefix(&name, "hf:")) {
+    if (args.Has("quality") || args.Has("limit")) {
+      return absl::InvalidArgumentError("--quality and --limit choose documents of a Speakleash corpus, not of hf:");
+    }
+    const std::string folder = args.String("out").empty() ? HubCacheFolder(std::string(name)) : args.String("out");
+    absl::StatusOr<std::vector<std::string>> paths = GetHuggingFace(
+        args.Has("base-url") ? args.String("base-url") : kHuggingFaceUrl, name, folder, HubFiles::kEverything, options);
+    progress.EndLine();
+    RETURN_IF_ERROR(paths);
+    for (const std::string& path : *paths) absl::PrintF("%s\n", path);
+    return absl::OkStatus();
+  }
+  options.bearer.clear();  // It is for Hugging Face.
+  SpeakleashFilter filter{args.String("quality"), args.OptionalInt("limit")};
+  const std::string folder = args.String("out").empty() ? "data/raw" : args.String("out");
+  absl::StatusOr<std::string> path = GetSpeakleash(args.Has("base-url") ? args.String("base-url") : kSpeakleashUrl,
+                                                   std::string(name), folder, filter, options);
+  progress.EndLine();
+  RETURN_IF_ERROR(path);
+  absl::PrintF("%s\nprepare it: mtcorpus prep --input %s --out corpus\n", *path, ShellQuote(*path));
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 int MtcorpusMain(int argc, char** argv) {
   std::signal(SIGXFSZ, SIG_IGN);  // A file size limit is a failed write like a full disk.
-  return RunTool(kMtcorpus, argc, argv,
-                 [](const ParsedArgs& args) { return args.command() == "prep" ? Prep(args) : Stat(args); });
+  return RunTool(kMtcorpus, argc, argv, [](const ParsedArgs& args) {
+    if (args.command() == "list") return List(args);
+    if (args.command() == "get") return Get(args);
+    return args.command() == "prep" ? Prep(args) : Stat(args);
+  });
 }
 
 }  // namespace mt

@@ -20,6 +20,7 @@
 #include "ir/base/status_macros.h"
 #include "ir/base/units.h"
 #include "runtime/data/entropy.h"
+#include "runtime/data/hub.h"
 #include "runtime/data/permutation.h"
 #include "runtime/data/shard.h"
 #include "runtime/data/tokenizer_files.h"
@@ -42,6 +43,8 @@ const char* Name(DocumentMode mode) {
       return "blank-line";
     case DocumentMode::kLine:
       return "line";
+    case DocumentMode::kRecord:
+      return "record";
   }
   return "";
 }
@@ -75,7 +78,7 @@ absl::Status CheckOptions(const PrepOptions& options) {
   }
   if (options.tokenizer_bytes < 1) return absl::InvalidArgumentError("tokenizer bytes: must be at least 1");
   if (options.shard_tokens < 1) return absl::InvalidArgumentError("shard tokens: must be at least 1");
-  if (IsTrained(options.tokenizer) || !IsTokenizerPath(options.tokenizer)) {
+  if (IsTrained(options.tokenizer) || (!IsTokenizerPath(options.tokenizer) && !IsHubName(options.tokenizer))) {
     RETURN_IF_ERROR(NewTokenizerTrainer(options.tokenizer));  // Says what a tokenizer can be.
   }
   return absl::OkStatus();
@@ -186,7 +189,11 @@ class SplitWriter {
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> MakeTokenizer(const PrepOptions& options, const Permutation& order,
                                                          int64_t train_documents, TextSource* source) {
-  if (!IsTrained(options.tokenizer)) return OpenTokenizer(options.tokenizer);
+  if (!IsTrained(options.tokenizer)) {
+    if (!IsHubName(options.tokenizer)) return OpenTokenizer(options.tokenizer);
+    ASSIGN_OR_RETURN(const std::string fetched, FetchTokenizer(options.tokenizer));
+    return OpenTokenizer(fetched);
+  }
   ASSIGN_OR_RETURN(std::unique_ptr<TokenizerTrainer> trainer, NewTokenizerTrainer(options.tokenizer));
   // Characters are all collected, or a rare one would be lost.
   const int64_t limit = options.tokenizer == "char" ? source->size_bytes() : options.tokenizer_bytes;
@@ -268,9 +275,9 @@ absl::StatusOr<Manifest> PrepareCorpus(const PrepOptions& options) {
       if (options.progress) options.progress(phase, done, total);
     };
   };
-  ASSIGN_OR_RETURN(
-      std::unique_ptr<TextSource> source,
-      TextSource::Open(options.input, options.output, options.documents, options.invalid_utf8, progress("reading")));
+  ASSIGN_OR_RETURN(std::unique_ptr<TextSource> source,
+                   TextSource::Open(options.input, options.output, options.documents, options.invalid_utf8,
+                                    progress("reading"), options.text_field));
   if (source->invalid_parts() > 0 && options.warning) {
     options.warning(absl::StrCat(FormatCount(source->invalid_parts()), " places were not UTF-8 and were ",
                                  options.invalid_utf8 == InvalidUtf8::kSkip ? "skipped" : "replaced by U+FFFD"));

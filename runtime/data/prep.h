@@ -18,11 +18,12 @@ namespace mt {
 struct PrepOptions {
   std::string input;  // File, folder (all files below it, in the order of their names) or "-".
   std::string output;
-  std::string tokenizer = "bpe:10000";      // "bpe:N", "char" or what OpenTokenizer reads.
+  std::string tokenizer = "bpe:10000";      // "bpe:N", "char", what OpenTokenizer or IsHubName takes.
   std::vector<double> split = {85, 10, 5};  // Shares of train, val and test; any positive sum.
   uint64_t seed = 0;
   DocumentMode documents = DocumentMode::kAuto;
   InvalidUtf8 invalid_utf8 = InvalidUtf8::kError;
+  std::string text_field = "text";               // Of JSON lines.
   int64_t tokenizer_bytes = int64_t{256} << 20;  // At most this much of the training documents trains the tokenizer.
   int64_t shard_tokens = int64_t{64} << 20;
   bool overwrite = false;  // Replace a corpus that is already in `output`.

@@ -15,6 +15,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "ir/base/status_macros.h"
+#include "runtime/data/json_lines.h"
 #include "runtime/data/utf8.h"
 
 namespace mt {
@@ -65,31 +66,35 @@ absl::Status ReadFully(int fd, absl::string_view path, int64_t offset, int64_t c
   return absl::OkStatus();
 }
 
-// Copies everything that `in` still gives to a file that has no name. Returns its descriptor.
-absl::StatusOr<int> Spool(int in, absl::string_view name, const std::string& folder) {
+// A file that has no name. Returns its descriptor.
+absl::StatusOr<int> CreateSpool(const std::string& folder) {
   const std::string path = absl::StrCat(folder, "/input.tmp-", ::getpid());
-  const auto write_error = [&](absl::string_view what) {
-    return absl::DataLossError(absl::StrCat(path, ": ", what, ": ", std::strerror(errno)));
-  };
   const int out = ::open(path.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-  if (out < 0) return write_error("cannot create the file");
+  if (out < 0) return absl::DataLossError(absl::StrCat(path, ": cannot create the file: ", std::strerror(errno)));
   ::unlink(path.c_str());
-  absl::Cleanup close = [out] { ::close(out); };
+  return out;
+}
+
+absl::Status WriteFully(int fd, absl::string_view bytes) {
+  while (!bytes.empty()) {
+    const ssize_t n = ::write(fd, bytes.data(), bytes.size());
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) return absl::DataLossError(absl::StrCat("the copy of the input: write failed: ", std::strerror(errno)));
+    bytes.remove_prefix(static_cast<size_t>(n));
+  }
+  return absl::OkStatus();
+}
+
+// Copies everything that `in` still gives to `out`.
+absl::Status Spool(int in, absl::string_view name, int out) {
   std::string block(static_cast<size_t>(kBlockBytes), '\0');
   while (true) {
     const ssize_t n = ::read(in, block.data(), block.size());
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) return ReadError(name, "cannot read");
-    if (n == 0) break;
-    for (ssize_t done = 0; done < n;) {
-      const ssize_t written = ::write(out, block.data() + done, static_cast<size_t>(n - done));
-      if (written < 0 && errno == EINTR) continue;
-      if (written <= 0) return write_error("write failed");
-      done += written;
-    }
+    if (n == 0) return absl::OkStatus();
+    RETURN_IF_ERROR(WriteFully(out, absl::string_view(block).substr(0, static_cast<size_t>(n))));
   }
-  std::move(close).Cancel();
-  return out;
 }
 
 }  // namespace
@@ -105,26 +110,72 @@ absl::Status TextSource::AddFile(const std::string& path, const std::string& nam
   if (standard_input || (::stat(path.c_str(), &info) == 0 && !S_ISREG(info.st_mode))) {
     const int in = standard_input ? STDIN_FILENO : ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
     if (in < 0) return ReadError(path, "cannot open");
-    absl::StatusOr<int> spool = Spool(in, standard_input ? "standard input" : path, output);
-    if (!standard_input) ::close(in);
-    RETURN_IF_ERROR(spool);
-    spool_ = *spool;
+    absl::Cleanup close = [&] {
+      if (!standard_input) ::close(in);
+    };
+    ASSIGN_OR_RETURN(spool_, CreateSpool(output));
+    RETURN_IF_ERROR(Spool(in, standard_input ? "standard input" : path, spool_));
     if (::fstat(spool_, &info) != 0) return ReadError(path, "cannot read");
   } else if (::stat(path.c_str(), &info) != 0) {
     return ReadError(path, "cannot open");
   }
-  files_.push_back({standard_input ? "standard input" : path, size_bytes_, info.st_size});
+  files_.push_back({standard_input ? "standard input" : path, size_bytes_, info.st_size, spool_ >= 0});
   names_.push_back(name);
   size_bytes_ += info.st_size;
   return absl::OkStatus();
 }
 
+absl::Status TextSource::AddRecords(const std::string& path, const std::string& name, const std::string& output,
+                                    const std::string& text_field, const Progress& progress) {
+  const bool standard_input = path == "-";
+  const std::string shown = standard_input ? "standard input" : path;
+  const int in = standard_input ? STDIN_FILENO : ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (in < 0) return ReadError(path, "cannot open");
+  absl::Cleanup close = [&] {
+    if (!standard_input) ::close(in);
+  };
+  if (spool_ < 0) {
+    ASSIGN_OR_RETURN(spool_, CreateSpool(output));
+  }
+  struct stat info;
+  const int64_t file_bytes = ::fstat(in, &info) == 0 ? info.st_size : 0;
+  JsonLinesOptions options{text_field, invalid_utf8_, &invalid_parts_, nullptr};
+  if (progress) options.progress = [&](int64_t done) { progress(done, std::max(done, file_bytes)); };
+  const int64_t first = spool_bytes_;
+  std::string pending;
+  RETURN_IF_ERROR(ReadJsonLines(in, shown, options, [&](JsonLine& line) -> absl::Status {
+    if (std::all_of(line.text.begin(), line.text.end(), IsSpace)) return absl::OkStatus();
+    starts_.push_back(size_bytes_ + spool_bytes_ - first);
+    pending += line.text;
+    spool_bytes_ += static_cast<int64_t>(line.text.size());
+    if (static_cast<int64_t>(pending.size()) < kBlockBytes) return absl::OkStatus();
+    RETURN_IF_ERROR(WriteFully(spool_, pending));
+    pending.clear();
+    return absl::OkStatus();
+  }));
+  RETURN_IF_ERROR(WriteFully(spool_, pending));
+  files_.push_back({shown, size_bytes_, spool_bytes_ - first, /*spooled=*/true, first, /*records=*/true});
+  names_.push_back(name);
+  size_bytes_ += spool_bytes_ - first;
+  return absl::OkStatus();
+}
+
 absl::StatusOr<std::unique_ptr<TextSource>> TextSource::Open(const std::string& input, const std::string& output,
                                                              DocumentMode mode, InvalidUtf8 invalid_utf8,
-                                                             const Progress& progress) {
+                                                             const Progress& progress, const std::string& text_field) {
   std::unique_ptr<TextSource> source(new TextSource);
   source->invalid_utf8_ = invalid_utf8;
   std::error_code error;
+  int64_t done_bytes = 0;
+  int64_t record_files = 0;
+  const auto add = [&](const std::string& path, const std::string& name) -> absl::Status {
+    if (mode == DocumentMode::kRecord || (mode == DocumentMode::kAuto && IsJsonLines(path))) {
+      ++record_files;
+      return source->AddRecords(path, name, output, text_field, progress);
+    }
+    RETURN_IF_ERROR(source->AddFile(path, name, output));
+    return source->Scan(source->files_.size() - 1, &done_bytes, progress);
+  };
   const bool folder = input != "-" && fs::is_directory(input, error);
   source->mode_ = mode != DocumentMode::kAuto ? mode : folder ? DocumentMode::kFile : DocumentMode::kBlankLine;
   if (folder) {
@@ -142,15 +193,12 @@ absl::StatusOr<std::unique_ptr<TextSource>> TextSource::Open(const std::string& 
     if (names.empty()) return absl::FailedPreconditionError(absl::StrCat(input, ": the folder has no files"));
     std::sort(names.begin(), names.end());
     for (const std::string& name : names) {
-      RETURN_IF_ERROR(source->AddFile((fs::path(input) / name).string(), name, output));
+      RETURN_IF_ERROR(add((fs::path(input) / name).string(), name));
     }
   } else {
-    RETURN_IF_ERROR(source->AddFile(input, input == "-" ? "-" : fs::path(input).filename().string(), output));
+    RETURN_IF_ERROR(add(input, input == "-" ? "-" : fs::path(input).filename().string()));
   }
-  int64_t done_bytes = 0;
-  for (size_t file = 0; file < source->files_.size(); ++file) {
-    RETURN_IF_ERROR(source->Scan(file, &done_bytes, progress));
-  }
+  if (record_files == static_cast<int64_t>(source->files_.size())) source->mode_ = DocumentMode::kRecord;
   if (source->starts_.empty()) {
     return absl::FailedPreconditionError(
         absl::StrCat(input == "-" ? "standard input" : input, ": has no text (", source->size_bytes_, " bytes)"));
@@ -159,7 +207,7 @@ absl::StatusOr<std::unique_ptr<TextSource>> TextSource::Open(const std::string& 
 }
 
 absl::StatusOr<int> TextSource::Descriptor(size_t file) {
-  if (spool_ >= 0) return spool_;
+  if (files_[file].spooled) return spool_;
   if (open_ >= 0 && open_file_ == file) return open_;
   if (open_ >= 0) ::close(open_);
   open_ = ::open(files_[file].path.c_str(), O_RDONLY | O_CLOEXEC);
@@ -171,7 +219,7 @@ absl::StatusOr<int> TextSource::Descriptor(size_t file) {
 // Exactly `count` bytes.
 absl::Status TextSource::ReadAt(size_t file, int64_t offset, int64_t count, std::string* out) {
   ASSIGN_OR_RETURN(const int fd, Descriptor(file));
-  RETURN_IF_ERROR(ReadFully(fd, files_[file].path, offset, count, out));
+  RETURN_IF_ERROR(ReadFully(fd, files_[file].path, files_[file].spool_start + offset, count, out));
   if (static_cast<int64_t>(out->size()) == count) return absl::OkStatus();
   return absl::FailedPreconditionError(
       absl::StrCat(files_[file].path, ": became shorter while it was read; do not write to it during mtcorpus prep"));
@@ -248,7 +296,7 @@ absl::Status TextSource::ReadDocument(int64_t document, const std::function<absl
   if (document + 1 < num_documents()) end = std::min(end, starts_[static_cast<size_t>(document) + 1] - file_start);
   int64_t at = start - file_start;
   std::string block;
-  if (mode_ != DocumentMode::kFile) {
+  if (mode_ != DocumentMode::kFile && !files_[file].records) {
     while (end > at) {  // White space at the end: blank lines, the newline.
       const int64_t count = std::min(end - at, int64_t{4096});
       RETURN_IF_ERROR(ReadAt(file, end - count, count, &block));
@@ -263,7 +311,7 @@ absl::Status TextSource::ReadDocument(int64_t document, const std::function<absl
   while (at < end) {
     const int64_t count = std::min(kBlockBytes, end - at);
     RETURN_IF_ERROR(ReadAt(file, at, count, &block));
-    if (at == 0 && absl::string_view(block).substr(0, 3) == kByteOrderMark) block.erase(0, 3);
+    if (at == 0 && !files_[file].records && absl::string_view(block).substr(0, 3) == kByteOrderMark) block.erase(0, 3);
     at += count;
     pending += block;
     absl::string_view left = pending;

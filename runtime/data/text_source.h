@@ -15,10 +15,11 @@
 namespace mt {
 
 enum class DocumentMode {
-  kAuto,       // A folder: kFile; a file or stdin: kBlankLine.
+  kAuto,       // A folder: kFile; a file or stdin: kBlankLine; JSON lines by their names: kRecord.
   kFile,       // Each file is one document.
   kBlankLine,  // Separated by lines that hold nothing but white space.
   kLine,       // Each line that holds more than white space.
+  kRecord,     // Each line is a JSON object (see json_lines.h), whose text field is a document.
 };
 
 enum class InvalidUtf8 { kError, kReplace, kSkip };
@@ -29,12 +30,14 @@ class TextSource {
   using Progress = std::function<void(int64_t, int64_t)>;
 
   // `input`: a file, a folder (all files below it by name; hidden ones and those in `output` left out) or "-" (standard
-  // input; it and whatever is not a regular file is spooled to an unlinked file in `output`). Reads everything once.
+  // input; it, whatever is not a regular file and the texts of JSON lines are spooled to an unlinked file in `output`).
+  // Reads everything once. `text_field`: of JSON lines.
   // Errors: NotFound, FailedPrecondition (unreadable, no text, invalid UTF-8: names file and byte offset), DataLoss
   // (the spool).
   static absl::StatusOr<std::unique_ptr<TextSource>> Open(const std::string& input, const std::string& output,
                                                           DocumentMode mode, InvalidUtf8 invalid_utf8,
-                                                          const Progress& progress);
+                                                          const Progress& progress,
+                                                          const std::string& text_field = "text");
   ~TextSource();
   TextSource(const TextSource&) = delete;
   TextSource& operator=(const TextSource&) = delete;
@@ -46,7 +49,8 @@ class TextSource {
   int64_t invalid_parts() const { return invalid_parts_; }  // Replaced or skipped.
 
   // Hands one document to `sink` in parts of valid UTF-8 of about 1 MiB at most, cut before white space where there is
-  // some, so that a word is never cut. Blank-line and line documents have no white space at their end.
+  // some, so that a word is never cut. Blank-line and line documents have no white space at their
+  // end.
   // Errors: FailedPrecondition (the file was changed meanwhile), and those of `sink`.
   absl::Status ReadDocument(int64_t document, const std::function<absl::Status(absl::string_view)>& sink);
 
@@ -55,9 +59,14 @@ class TextSource {
     std::string path;
     int64_t start;  // Of its first byte in the run of all files.
     int64_t size_bytes;
+    bool spooled = false;  // Its bytes are in spool_ from spool_start.
+    int64_t spool_start = 0;
+    bool records = false;
   };
   TextSource() = default;
   absl::Status AddFile(const std::string& path, const std::string& name, const std::string& output);
+  absl::Status AddRecords(const std::string& path, const std::string& name, const std::string& output,
+                          const std::string& text_field, const Progress& progress);
   absl::Status Scan(size_t file, int64_t* done_bytes, const Progress& progress);
   absl::Status ReadAt(size_t file, int64_t offset, int64_t count, std::string* out);
   absl::StatusOr<int> Descriptor(size_t file);
@@ -69,8 +78,9 @@ class TextSource {
   std::vector<int64_t> starts_;  // Of the documents, in the run of all files.
   int64_t size_bytes_ = 0;
   int64_t invalid_parts_ = 0;
-  int spool_ = -1;  // The one file's descriptor where it was spooled.
-  int open_ = -1;   // The file read last.
+  int spool_ = -1;  // Standard input, or the texts of all JSON lines.
+  int64_t spool_bytes_ = 0;
+  int open_ = -1;  // The file read last.
   size_t open_file_ = 0;
 };
 
