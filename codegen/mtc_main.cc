@@ -29,6 +29,7 @@
 #include "codegen/plan/gpu.h"
 #include "codegen/plan/plan.h"
 #include "codegen/report/report.h"
+#include "ir/base/aliases.h"
 #include "ir/base/file.h"
 #include "ir/base/flags.h"
 #include "ir/base/hash.h"
@@ -543,4 +544,12 @@ absl::Status Run(const ParsedArgs& args) {
 }  // namespace
 }  // namespace mt
 
-int main(int argc, char** argv) { return mt::RunTool(mt::kMtc, argc, argv, mt::Run); }
+int main(int argc, char** argv) {
+  const std::vector<std::string> arguments(argv + std::min(argc, 1), argv + argc);
+  absl::StatusOr<std::vector<std::string>> expanded = mt::ExpandAliases(arguments);
+  if (!expanded.ok()) return mt::ReportStatus(expanded.status());
+  expanded->insert(expanded->begin(), argc > 0 ? argv[0] : "mtc");
+  std::vector<char*> pointers;
+  for (std::string& argument : *expanded) pointers.push_back(argument.data());
+  return mt::RunTool(mt::kMtc, static_cast<int>(pointers.size()), pointers.data(), mt::Run);
+}
