@@ -20,6 +20,8 @@
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "codegen/compile.h"
+#include "codegen/plan/gpu.h"
+#include "codegen/plan/nvrtc.h"
 #include "codegen/plan/plan.h"
 #include "codegen/plan/plan_verifier.h"
 #include "google/protobuf/stubs/common.h"
@@ -28,6 +30,7 @@
 #include "ir/base/status_macros.h"
 #include "ir/base/units.h"
 #include "ir/builder.h"
+#include "ir/target.h"
 #include "models/model.h"
 
 namespace mt {
@@ -115,11 +118,32 @@ Diagnosis Libraries() {
           absl::StrCat(protobuf, ", ", words[0], words.size() > 1 ? " " : "", words.size() > 1 ? words[1] : "")};
 }
 
+// A GPU is not needed; one that is there and cannot be used is worth a warning.
 Diagnosis Gpu() {
-  std::error_code error;
-  const bool found = fs::exists("/dev/nvidiactl", error);
-  return {Verdict::kOk, "gpu",
-          found ? "one is there, but this version runs on the CPU only" : "none found; this version runs on the CPU"};
+  const absl::StatusOr<CudaDeviceInfo> gpu = DescribeCudaDevice(0);
+  if (!gpu.ok()) {
+    std::error_code error;
+    const bool there = fs::exists("/dev/nvidiactl", error);
+    return {there ? Verdict::kWarn : Verdict::kOk, "gpu", std::string(gpu.status().message())};
+  }
+  const absl::StatusOr<Target> target = TargetOfDevice(gpu->sm);
+  if (!target.ok()) return {Verdict::kWarn, "gpu", absl::StrCat(gpu->name, ": ", target.status().message())};
+  return {Verdict::kOk, "gpu", absl::StrCat(gpu->name, ", sm_", gpu->sm, ": target ", target->ToString())};
+}
+
+// What plans for cuda are made with, and run with.
+Diagnosis Cuda() {
+  const absl::StatusOr<std::string> compiler = CudaCompilerVersion();
+  void* matmuls = nullptr;
+  for (const char* name : {"libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"}) {
+    if (matmuls == nullptr) matmuls = dlopen(name, RTLD_LAZY | RTLD_LOCAL);
+  }
+  const std::string finding = absl::StrCat(
+      compiler.ok() ? absl::StrCat(*compiler, ": plans for cuda hold kernels")
+                    : absl::StrCat(compiler.status().message(), ": plans for cuda hold sources"),
+      "; ", matmuls != nullptr ? "cuBLASLt is there" : "no libcublasLt.so (13 or 12): plans for cuda do not run here");
+  const bool needed = DescribeCudaDevice(0).ok();
+  return {needed && (!compiler.ok() || matmuls == nullptr) ? Verdict::kWarn : Verdict::kOk, "cuda", finding};
 }
 
 Diagnosis Zoo() {
@@ -176,7 +200,9 @@ Diagnosis Plan() {
 
 }  // namespace
 
-std::vector<Diagnosis> Examine() { return {Cpu(), Cores(), Memory(), Libraries(), Gpu(), Zoo(), Runner(), Plan()}; }
+std::vector<Diagnosis> Examine() {
+  return {Cpu(), Cores(), Memory(), Libraries(), Gpu(), Cuda(), Zoo(), Runner(), Plan()};
+}
 
 std::string FormatDiagnoses(const std::vector<Diagnosis>& diagnoses) {
   std::string text;

@@ -15,7 +15,7 @@ void InitialValues(const Init& init, uint64_t seed, absl::string_view name, int6
     return;
   }
   const uint64_t hash = Fnv1a(name);
-  for (size_t i = 0; i < out.size(); ++i) {
+  for (size_t i = 0; i < out.size();) {
     const uint64_t element = static_cast<uint64_t>(first) + i;
     const uint64_t pair = element / 2;
     const auto words = Philox({static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)},
@@ -25,7 +25,8 @@ void InitialValues(const Init& init, uint64_t seed, absl::string_view name, int6
     const double u2 = static_cast<double>(words[1]) * 0x1p-32;
     const double radius = std::sqrt(-2.0 * std::log(u1)) * init.stddev;
     const double angle = 2.0 * std::numbers::pi * u2;
-    out[i] = static_cast<float>(element % 2 == 0 ? radius * std::cos(angle) : radius * std::sin(angle));
+    if (element % 2 == 0) out[i++] = static_cast<float>(radius * std::cos(angle));
+    if (i < out.size()) out[i++] = static_cast<float>(radius * std::sin(angle));
   }
 }
 

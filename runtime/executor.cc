@@ -10,6 +10,7 @@
 #include "ir/base/status_macros.h"
 #include "ir/graph_io.h"
 #include "ir/initial_value.h"
+#include "runtime/cpu/thread_pool.h"
 
 namespace mt {
 namespace {
@@ -165,8 +166,9 @@ absl::StatusOr<std::unique_ptr<Executor>> Executor::Load(proto::PlanProto plan, 
 }
 
 void Executor::InitializeStates(uint64_t seed) {
-  constexpr int64_t kChunk = 1 << 16;
-  std::vector<float> values;
+  constexpr int64_t kPart = int64_t{1} << 16, kParts = 16;  // Of a block: parts side by side.
+  ThreadPool pool(static_cast<int>(std::min<int64_t>(AvailableCpus(), kParts)));
+  std::vector<float> block;
   for (int i = 0; i < plan_.states_size(); ++i) {
     const proto::StateProto& proto = plan_.states(i).state();
     const BoundTensor& state = states_[static_cast<size_t>(i)];
@@ -179,10 +181,14 @@ void Executor::InitializeStates(uint64_t seed) {
     int64_t elements = 1;
     for (const int64_t d : proto.logical_dims()) elements *= d;
     if (proto.logical_dims_size() == 0) elements = state.type.num_elements();
-    for (int64_t first = 0; first < elements; first += kChunk) {
-      values.resize(static_cast<size_t>(std::min(kChunk, elements - first)));
-      InitialValues(*init, seed, state.name, first, absl::MakeSpan(values));
-      backend_->CopyToDevice(state.data + first * 4, values.data(), static_cast<int64_t>(values.size()) * 4);
+    for (int64_t first = 0; first < elements; first += kPart * kParts) {
+      const int64_t count = std::min(kPart * kParts, elements - first);
+      block.resize(static_cast<size_t>(count));
+      pool.Run((count + kPart - 1) / kPart, [&](int64_t part) {
+        InitialValues(*init, seed, state.name, first + part * kPart,
+                      absl::MakeSpan(block).subspan(static_cast<size_t>(part * kPart), static_cast<size_t>(kPart)));
+      });
+      backend_->CopyToDevice(state.data + first * 4, block.data(), count * 4);
     }
   }
 }
