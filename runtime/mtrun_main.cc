@@ -1,6 +1,7 @@
 // mtrun: runs a plan.
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <csignal>
@@ -22,6 +23,7 @@
 #include "ir/base/status_macros.h"
 #include "ir/base/tools.h"
 #include "ir/base/units.h"
+#include "ir/graph_io.h"
 #include "ir/target.h"
 #include "runtime/allocations.h"
 #include "runtime/backend.h"
@@ -34,6 +36,7 @@
 #include "runtime/trace.h"
 #include "runtime/train/event_file.h"
 #include "runtime/train/report.h"
+#include "runtime/train/run_config.h"
 #include "runtime/train/run_folder.h"
 #include "runtime/train/trainer.h"
 
@@ -79,6 +82,8 @@ TrainOptions OptionsFromArgs(const ParsedArgs& args) {
   options.patience = args.Int("patience");
   options.max_tokens = args.OptionalInt("max-tokens");
   options.early_stop = args.Int("early-stop");
+  // Without a place to go back to, a run goes on.
+  options.spike = args.Has("out") ? args.Double("spike") : 0;
   options.init = args.String("init");
   options.resume = args.String("resume");
   options.eval_every = args.Int("eval-every");
@@ -197,6 +202,7 @@ class Run {
   absl::Status Measure();
   absl::Status Trace();
   absl::Status Train();
+  absl::StatusOr<bool> GoBack(const TrainState& failed, const absl::Status& why);
   absl::Status EvaluateOnly();
 
   const ParsedArgs& args_;
@@ -349,6 +355,59 @@ absl::Status Run::EvaluateOnly() {
   return absl::OkStatus();
 }
 
+// The first instruction of the step that failed whose result is not a number, where the host can look.
+std::string FirstNotFinite(Executor& executor, Trainer& trainer, const TrainOptions& options,
+                           const TrainState& failed) {
+  if (!executor.backend().host_addressable() || executor.arena() == nullptr) return "";
+  const Program& program = trainer.train_program();
+  StepScalars scalars = options.scalars;
+  scalars.step += failed.steps - 1;  // Of it, the first microbatch.
+  scalars.first_sample += failed.samples - trainer.batch();
+  if (!trainer.Prepare(scalars).ok()) return "";
+  const proto::PlanProto& plan = executor.plan();
+  const proto::ProgramProto& proto = program.proto();
+  for (int i = 0; i < proto.instructions_size(); ++i) {
+    program.RunRange(i, i + 1);
+    executor.backend().Synchronize();
+    for (const int result : proto.instructions(i).results()) {
+      const proto::TensorProto& tensor = proto.tensors(result);
+      const absl::StatusOr<TensorType> type = TypeFromProto(tensor.type());
+      if (!type.ok() || type->dtype != DType::kF32) continue;
+      const float* values = reinterpret_cast<const float*>(executor.arena() + TensorOffset(plan, tensor));
+      for (int64_t k = 0; k < type->num_elements(); ++k) {
+        if (!std::isnan(values[k])) continue;
+        return absl::StrCat("the first result that is no number is of ", proto.instructions(i).op(), " \"",
+                            proto.instructions(i).name(), "\"");
+      }
+    }
+  }
+  return "";
+}
+
+// After a step that failed: to the newest checkpoint or the start, past the sequences up to that step, with half of the
+// learning rate for a while. False where that was done too often in a row.
+absl::StatusOr<bool> Run::GoBack(const TrainState& failed, const absl::Status& why) {
+  constexpr int64_t kMostSetbacks = 20, kStepsOfBackingOff = 100;
+  const bool in_a_row = failed.steps <= failed.backs_off_until;
+  if (in_a_row && failed.setbacks >= kMostSetbacks) return false;
+  RETURN_IF_ERROR(folder_->GoBack());
+  options_.from = {};
+  RETURN_IF_ERROR(SetStates());
+  TrainState& from = options_.from;
+  from.samples = failed.samples;
+  from.seconds = failed.seconds;
+  from.setbacks = in_a_row ? failed.setbacks + 1 : 1;
+  from.lr_factor = (in_a_row ? failed.lr_factor : 1) * 0.5;
+  from.backs_off_until = failed.steps + kStepsOfBackingOff;
+  std::fprintf(stderr,
+               "warning: %s; back to step %lld, past these sequences, with %g of the learning rate until step "
+               "%lld (%lld of %lld times)\n",
+               std::string(why.message()).c_str(), static_cast<long long>(from.steps), from.lr_factor,
+               static_cast<long long>(from.backs_off_until), static_cast<long long>(from.setbacks),
+               static_cast<long long>(kMostSetbacks));
+  return true;
+}
+
 absl::Status Run::Train() {
   ASSIGN_OR_RETURN(const int64_t steps, trainer_->PlannedSteps(options_));
   ASSIGN_OR_RETURN(const CorpusReader* reader, trainer_->Reader("train"));
@@ -399,7 +458,39 @@ absl::Status Run::Train() {
   }
   std::signal(SIGINT, OnSignal);
   std::signal(SIGTERM, OnSignal);
+  std::optional<TrainState> failed;
+  hooks.on_failure = [&](const TrainState& state) { failed = state; };
   absl::StatusOr<TrainResult> trained = trainer_->Train(options_, hooks);
+  while (folder_ != nullptr && failed) {
+    printer.Break();
+    ASSIGN_OR_RETURN(const bool again, GoBack(*failed, trained.status()));
+    if (!again) {
+      // The attempt once more, up to the step that failed.
+      std::string op;
+      const TrainState from = std::exchange(options_.from, TrainState());
+      int64_t done = from.steps;
+      TrainHooks replay;
+      replay.on_step = [&](const StepMetrics& step) {
+        done = step.step;
+        return absl::OkStatus();
+      };
+      replay.interrupted = [&] { return done >= failed->steps - 1; };
+      if (SetStates().ok()) {
+        options_.from = from;
+        if (trainer_->Train(options_, replay).ok()) op = FirstNotFinite(*executor_, *trainer_, options_, *failed);
+      }
+      return absl::OutOfRangeError(
+          absl::StrCat(trained.status().message(), op.empty() ? "" : "; ", op, "; the run went back ", failed->setbacks,
+                       " times and stops",
+                       folder_->last_saved_step() < 0
+                           ? ""
+                           : absl::StrCat("; ", out_, "/", CheckpointName(folder_->last_saved_step()), " is good")));
+    }
+    failed.reset();
+    RETURN_IF_ERROR(metrics.Open(out_ + "/" + kMetricsFile));
+    RETURN_IF_ERROR(events.GoBack(options_.from.steps));
+    trained = trainer_->Train(options_, hooks);
+  }
   const bool drift_known = trained.ok() && trained->steps > options_.from.steps + Drift::kFirst;
   if (drift_known) drift.Stop(backend);
   printer.Break();
@@ -601,6 +692,14 @@ absl::Status Run::Execute(proto::PlanProto plan) {
   return Train();
 }
 
+absl::Status ShowConfig(const ParsedArgs& args, const ConfiguredArguments& configured) {
+  const std::vector<std::string> typed_arguments(
+      configured.arguments.begin() + static_cast<int64_t>(configured.from_files.size()), configured.arguments.end());
+  ASSIGN_OR_RETURN(const ParsedArgs typed, ParseArgs(kMtrun, AllTools(), typed_arguments));
+  std::printf("%s", ConfigTable(kMtrun, args, typed, configured).c_str());
+  return absl::OkStatus();
+}
+
 absl::Status Main(const ParsedArgs& args) {
   const std::string& path = args.positional(0);
   ASSIGN_OR_RETURN(proto::PlanProto plan, LoadPlan(path));
@@ -611,4 +710,15 @@ absl::Status Main(const ParsedArgs& args) {
 }  // namespace
 }  // namespace mt
 
-int main(int argc, char** argv) { return mt::RunTool(mt::kMtrun, argc, argv, mt::Main); }
+int main(int argc, char** argv) {
+  const std::vector<std::string> arguments(argv + std::min(argc, 1), argv + argc);
+  const absl::StatusOr<mt::ConfiguredArguments> configured = mt::ReadConfigs(arguments);
+  if (!configured.ok()) return mt::ReportStatus(configured.status());
+  std::vector<std::string> all = configured->arguments;
+  all.insert(all.begin(), argc > 0 ? argv[0] : "mtrun");
+  std::vector<char*> pointers;
+  for (std::string& argument : all) pointers.push_back(argument.data());
+  return mt::RunTool(mt::kMtrun, static_cast<int>(pointers.size()), pointers.data(), [&](const mt::ParsedArgs& args) {
+    return args.Bool("show-config") ? mt::ShowConfig(args, *configured) : mt::Main(args);
+  });
+}

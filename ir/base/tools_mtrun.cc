@@ -22,6 +22,15 @@ constexpr FlagDef kFlags[] = {
      .metavar = "N",
      .help = "Stops after the step that reaches so many tokens",
      .min = 0},
+    {.name = "spike",
+     .kind = FlagKind::kDouble,
+     .metavar = "X",
+     .help =
+         "With --out: a loss X nats above the mean of the last steps, or one that is not finite, is undone: back to "
+         "the last checkpoint, past those sequences, with half of the rate for 100 steps; 20 times in a row end "
+         "the run. 0: only what is not finite",
+     .default_text = "3",
+     .min = 0},
     {.name = "early-stop",
      .kind = FlagKind::kInt,
      .metavar = "N",
@@ -166,6 +175,12 @@ constexpr FlagDef kFlags[] = {
          "guard: each buffer in memory of its own, so that a write beside one is found (cuda: by compute-sanitizer)",
      .default_text = "plan",
      .choices = "plan|guard"},
+    {.name = "config",
+     .metavar = "FILE",
+     .help = "Flags from a RunConfig textproto (lr: 1e-3 eval_every: 100); those that are typed win"},
+    {.name = "show-config",
+     .kind = FlagKind::kBool,
+     .help = "Prints each flag's value and where it came from; runs nothing"},
     {.name = "dry-run", .kind = FlagKind::kBool, .help = "Loads the plan and counts; computes nothing"},
 };
 

@@ -4,10 +4,12 @@
 #include <map>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "ir/base/check.h"
 #include "ir/base/status_macros.h"
+#include "ir/dynamic_map.h"
 #include "runtime/train/report.h"
 
 namespace mt {
@@ -34,6 +36,13 @@ SafetensorsType TypeOf(DType dtype) {
 
 // "adamw" of "adamw.m.head.weight": states that are of use together alone.
 std::string GroupOf(const std::string& name) { return name.substr(0, name.find('.')); }
+
+// The 8-bit code of zero: first moments have signs.
+uint8_t ZeroCode(const std::string& name) {
+  const DynamicMap& map =
+      absl::StartsWith(name, absl::StrCat(GroupOf(name), ".m.")) ? DynamicMap::Signed() : DynamicMap::Unsigned();
+  return map.zero();
+}
 
 SafetensorsTensor Described(const proto::StateProto& state, const BoundTensor& bound) {
   SafetensorsTensor tensor;
@@ -93,8 +102,12 @@ absl::StatusOr<std::vector<std::string>> RestoreStates(Executor& executor, const
   for (const BoundTensor& bound : executor.states()) {
     const SafetensorsTensor* found = saved.Find(bound.name);
     if (bound.role != Role::kOptimizerState || found == nullptr || why.contains(GroupOf(bound.name))) continue;
-    executor.backend().CopyToDevice(bound.data, saved.Bytes(*found).data(),
-                                    std::min(found->size_bytes, bound.type.byte_size()));
+    const int64_t bytes = std::min(found->size_bytes, bound.type.byte_size());
+    executor.backend().CopyToDevice(bound.data, saved.Bytes(*found).data(), bytes);
+    // Padding may share a block's scale with what is not padding.
+    if (found->type == SafetensorsType::kU8) {
+      executor.backend().Fill(bound.data + bytes, ZeroCode(bound.name), bound.type.byte_size() - bytes);
+    }
   }
   std::vector<std::string> fresh;
   for (const auto& [group, reason] : why)

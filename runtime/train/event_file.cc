@@ -9,6 +9,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "ir/base/status_macros.h"
 #include "proto/event.pb.h"
 #include "runtime/data/crc32c.h"
 #include "runtime/data/file_system.h"
@@ -54,11 +55,17 @@ absl::Status EventFile::Open(const std::string& folder, int64_t step) {
   proto::EventProto version;
   version.set_wall_time(Now());
   version.set_file_version("brain.Event:2");
+  RETURN_IF_ERROR(Write(EventRecord(version.SerializeAsString())));
+  return GoBack(step);
+}
+
+absl::Status EventFile::GoBack(int64_t step) {
+  if (file_ == nullptr) return absl::OkStatus();
   proto::EventProto start;
   start.set_wall_time(Now());
   start.set_step(step + 1);
   start.mutable_session_log()->set_status(proto::SessionLogProto::START);
-  return Write(EventRecord(version.SerializeAsString()) + EventRecord(start.SerializeAsString()));
+  return Write(EventRecord(start.SerializeAsString()));
 }
 
 absl::Status EventFile::Append(int64_t step, const std::vector<std::pair<std::string, double>>& scalars) {

@@ -26,6 +26,8 @@ class EventFile {
 
   // Creates a file in the folder. Of other files there, what comes after `step` no longer holds. Errors: DataLoss.
   absl::Status Open(const std::string& folder, int64_t step);
+  // What was written of later steps no longer holds. Errors: DataLoss.
+  absl::Status GoBack(int64_t step);
   // Written through. Nothing happens where no file is open. Errors: DataLoss.
   absl::Status Append(int64_t step, const std::vector<std::pair<std::string, double>>& scalars);
 

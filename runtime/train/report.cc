@@ -90,6 +90,7 @@ MetricsFile::~MetricsFile() {
 }
 
 absl::Status MetricsFile::Open(const std::string& path) {
+  if (file_ != nullptr) std::fclose(file_);
   path_ = path;
   file_ = std::fopen(path.c_str(), "ae");
   if (file_ == nullptr) return absl::DataLossError(absl::StrCat(path, ": cannot create: ", std::strerror(errno)));
@@ -134,7 +135,8 @@ Json MemoryJson(const Executor& executor, const std::optional<Measurement>& meas
     }
   }
   if (measurement) {
-    Json measured = {{"arena_bytes", measurement->measured_arena_bytes}};
+    Json measured = {{"arena_bytes", measurement->measured_arena_bytes},
+                     {"idle_workspace_bytes", measurement->idle_workspace_bytes}};
     for (const PhaseMeasurement& phase : measurement->phases) {
       planned["by_phase"][phase.phase]["written_bytes"] = phase.planned_bytes;
       measured["by_phase"][phase.phase]["written_bytes"] = phase.measured_bytes;

@@ -94,7 +94,8 @@ Json RunIdentity(const proto::PlanProto& plan, const Manifest& manifest, const T
           {"seed", s.seed},
           {"eval-every", options.eval_every},
           {"eval-batches", options.eval_batches},
-          {"early-stop", options.early_stop}};
+          {"early-stop", options.early_stop},
+          {"spike", options.spike}};
 }
 
 Json RunEnvironment(const proto::PlanProto& plan) {
@@ -221,6 +222,13 @@ absl::Status RunFolder::Begin() {
   fs::remove(path + "/" + kMetricsFile, ignored);
   RemoveEventFiles(path);
   return RemoveCheckpoints(path);
+}
+
+absl::Status RunFolder::GoBack() {
+  RETURN_IF_ERROR(saver_.Wait());
+  ASSIGN_OR_RETURN(newest_, FindNewestCheckpoint(options_.path));
+  last_saved_step_ = checkpoint() == nullptr ? -1 : checkpoint()->step();
+  return CutMetrics(options_.path + "/" + kMetricsFile, std::max<int64_t>(0, last_saved_step_));
 }
 
 bool RunFolder::DueAfter(int64_t step) {

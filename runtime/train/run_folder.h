@@ -62,6 +62,10 @@ class RunFolder {
   // checkpoint. Errors: DataLoss.
   absl::Status Begin();
 
+  // Takes the newest checkpoint anew, after the save under way, and cuts metrics.jsonl behind it. Errors: DataLoss,
+  // FailedPrecondition.
+  absl::Status GoBack();
+
   // Whether a checkpoint is due after this step.
   bool DueAfter(int64_t step);
   // Copies the states and writes them in the background. Errors: of the save before, DataLoss.

@@ -24,6 +24,11 @@ void ForEach(State& state, const Visit& visit) {
   visit("plateau_factor", state.plateau.factor);
   visit("best_val", state.best_val);
   visit("evals_since_best", state.evals_since_best);
+  visit("mean_loss", state.mean_loss);
+  visit("mean_steps", state.mean_steps);
+  visit("setbacks", state.setbacks);
+  visit("lr_factor", state.lr_factor);
+  visit("backs_off_until", state.backs_off_until);
 }
 
 struct Writer {

@@ -20,6 +20,13 @@ struct TrainState {
   // Early stopping: the least loss of an evaluation, and how many have come since.
   double best_val = 1e300;
   int64_t evals_since_best = 0;
+  // The guard: the running mean of the loss, over how many steps; how often the run went back in a row, the factor of
+  // the learning rate since, and the last step that it holds for.
+  double mean_loss = 0;
+  int64_t mean_steps = 0;
+  int64_t setbacks = 0;
+  double lr_factor = 1;
+  int64_t backs_off_until = 0;
 };
 
 // Numbers come back to the bit; where they are not finite they are null.

@@ -21,6 +21,9 @@ using Clock = std::chrono::steady_clock;
 
 double SecondsSince(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
+// Over which the running mean of the loss is taken.
+constexpr int64_t kStepsOfMean = 20;
+
 constexpr const char* kSplits[] = {"train", "val", "test"};
 
 struct ScalarName {
@@ -366,18 +369,32 @@ absl::StatusOr<TrainResult> Trainer::Train(const TrainOptions& options, const Tr
     result.tokens += batch_ * sequence_;
     result.samples += batch_;
     result.last_loss = metrics.loss;
+    const auto fail = [&](std::string message) {
+      backend.Synchronize();
+      staged_sample_.reset();
+      if (hooks.on_failure) hooks.on_failure(result);
+      return absl::OutOfRangeError(message);
+    };
     if (metrics.skipped && metrics.loss_scale.value_or(0) <= kSmallestLossScale) {
-      return absl::OutOfRangeError(
+      return fail(
           absl::StrFormat("step %d: the gradients are not finite at a loss scale of %g, the smallest; try --passes "
                           "with bf16 in place of "
                           "fp16, or a smaller --lr",
                           metrics.step, *metrics.loss_scale));
     }
     if (!std::isfinite(metrics.loss) || (!std::isfinite(metrics.grad_norm) && !metrics.skipped)) {
-      return absl::OutOfRangeError(absl::StrFormat(
+      return fail(absl::StrFormat(
           "step %d: loss %g, gradient norm %g: not finite; try a smaller --lr, a longer --warmup or a --grad-clip",
           metrics.step, metrics.loss, metrics.grad_norm));
     }
+    if (options.spike > 0 && result.mean_steps >= kStepsOfMean && metrics.loss > result.mean_loss + options.spike) {
+      return fail(
+          absl::StrFormat("step %d: the loss rose to %g from a mean of %g; try a smaller --lr, a longer --warmup "
+                          "or a --grad-clip",
+                          metrics.step, metrics.loss, result.mean_loss));
+    }
+    result.mean_loss +=
+        (metrics.loss - result.mean_loss) / static_cast<double>(std::min(++result.mean_steps, kStepsOfMean));
     return hooks.on_step ? hooks.on_step(metrics) : absl::OkStatus();
   };
   // After it, all that was launched has been read, and the states are those after that step.
@@ -404,7 +421,8 @@ absl::StatusOr<TrainResult> Trainer::Train(const TrainOptions& options, const Tr
     const double progress =
         steps > 0 ? static_cast<double>(after) / std::max<double>(1, static_cast<double>(steps - options.warmup_steps))
                   : elapsed / (options.max_minutes.value_or(1) * 60);
-    scalars.lr = schedule.At(launched, progress);
+    scalars.lr =
+        schedule.At(launched, progress) * (launched < options.from.backs_off_until ? options.from.lr_factor : 1);
     const int64_t slot = launched % depth;
     UnderWay& step = under_way[static_cast<size_t>(slot)];
     step = {.lr = scalars.lr, .start = Clock::now()};

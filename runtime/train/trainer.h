@@ -88,6 +88,8 @@ struct TrainOptions {
   StepScalars scalars;       // lr is the peak.
   int64_t eval_every = 0;    // 0: at the end only.
   int64_t eval_batches = 0;  // Of one evaluation during training; 0: the whole split.
+  // A step whose loss is so many nats above the running mean ends Train with OutOfRange; 0: none does.
+  double spike = 0;
   int64_t early_stop = 0;    // Evaluations in a row without a better loss that end the run; 0: none do.
   std::string init, resume;  // Where the states came from, for the run's identity.
 };
@@ -117,6 +119,8 @@ struct TrainHooks {
   std::function<bool(int64_t step)> saves_after;
   // The plan's states are those after state.steps steps, and all of these have been told.
   std::function<absl::Status(const TrainState& state)> on_save;
+  // Before Train ends with OutOfRange: the state after the step that failed.
+  std::function<void(const TrainState& state)> on_failure;
 };
 
 struct TrainResult : TrainState {
