@@ -309,6 +309,71 @@ TEST(CudaCode, VerifierRefusesWhatDoesNotHold) {
   }
 }
 
+TEST(CudaCode, MoreBlocksThanAGridHasAreAnError) {
+  CudaSteps steps;
+  steps.Launch({.source = "", .function = "f", .grid = {0x7fffffff, 0xffff, 1}, .block = {32, 1, 1}});
+  EXPECT_OK(steps.status());
+  steps.Launch({.source = "", .function = "g", .grid = {int64_t{1} << 31, 1, 1}, .block = {32, 1, 1}});
+  EXPECT_THAT(steps.status(), StatusIs(absl::StatusCode::kUnimplemented,
+                                       ::testing::AllOf(::testing::HasSubstr("g would need 2147483648"),
+                                                        ::testing::HasSubstr("smaller batch"))));
+  CudaSteps rows;
+  rows.Launch({.source = "", .function = "h", .grid = {1, 0x10000, 1}, .block = {32, 1, 1}});
+  EXPECT_THAT(rows.status(), StatusIs(absl::StatusCode::kUnimplemented, ::testing::HasSubstr("dimension 1")));
+}
+
+// The first launch of program 0 that takes tensor maps; null: there is none.
+proto::CudaLaunchProto* LaunchWithMaps(proto::PlanProto& plan) {
+  for (proto::CudaInstructionProto& instruction : *plan.mutable_cuda()->mutable_programs(0)->mutable_instructions()) {
+    for (proto::CudaStepProto& step : *instruction.mutable_steps()) {
+      if (step.launch().maps_size() > 0) return step.mutable_launch();
+    }
+  }
+  return nullptr;
+}
+
+TEST(CudaCode, HopperHasAttentionOfItsOwn) {
+  proto::PlanProto plan = PlanOf("tiny_char", "flash,bf16", "cuda:sm_90", 4);
+  ASSERT_OK(EmitCudaCode(plan));
+  ASSERT_NE(LaunchWithMaps(plan), nullptr);
+  EXPECT_EQ(LaunchWithMaps(plan)->function(), "mt_flash_hopper");
+  ASSERT_OK(EmitCudaCode(plan, nullptr, /*portable=*/true));
+  EXPECT_EQ(LaunchWithMaps(plan), nullptr);
+  proto::PlanProto other = PlanOf("tiny_char", "flash,bf16", "cuda:sm_80", 4);
+  ASSERT_OK(EmitCudaCode(other));
+  EXPECT_EQ(LaunchWithMaps(other), nullptr);
+}
+
+TEST(CudaCode, VerifierRefusesTensorMapsThatDoNotHold) {
+  const proto::PlanProto good = TinyCode("flash,bf16");
+  EXPECT_OK(VerifyPlan(good));
+  using Launch = proto::CudaLaunchProto;
+  const struct {
+    std::function<void(Launch&)> spoil;
+    const char* message;
+  } cases[] = {
+      {[](Launch& l) { l.mutable_maps(0)->set_argument(99); }, "a tensor map is argument 99"},
+      {[](Launch& l) { l.mutable_maps(1)->set_argument(l.maps(0).argument()); }, "out of order"},
+      {[](Launch& l) { l.mutable_maps(0)->set_dtype("f32"); }, "dtype \"f32\""},
+      {[](Launch& l) { l.mutable_maps(0)->mutable_sizes()->RemoveLast(); }, "3 sizes, 3 strides"},
+      {[](Launch& l) { l.mutable_maps(0)->set_sizes(1, 0); }, "a size of 0"},
+      {[](Launch& l) { l.mutable_maps(0)->set_sizes(1, int64_t{1} << 30); }, "bytes where"},
+      {[](Launch& l) { l.mutable_maps(0)->set_box(1, 257); }, "a box of 257"},
+      {[](Launch& l) { l.mutable_maps(0)->set_box(0, 4); }, "rows of 8 bytes"},
+      {[](Launch& l) { l.mutable_maps(0)->set_strides(0, 12); }, "a stride of 12"},
+      {[](Launch& l) { l.mutable_maps(0)->set_strides(2, int64_t{1} << 62); }, "a stride of"},
+      {[](Launch& l) { l.mutable_maps(0)->set_swizzle_bytes(48); }, "a swizzle of 48"},
+      {[](Launch& l) { l.mutable_arguments(l.maps(0).argument())->set_byte_offset(8); }, "no multiple of 16"},
+  };
+  for (const auto& c : cases) {
+    proto::PlanProto plan = good;
+    ASSERT_NE(LaunchWithMaps(plan), nullptr);
+    c.spoil(*LaunchWithMaps(plan));
+    EXPECT_THAT(VerifyPlan(plan), StatusIs(absl::StatusCode::kFailedPrecondition, ::testing::HasSubstr(c.message)))
+        << c.message;
+  }
+}
+
 TEST(CudaCode, CubinsAreKeptAndDamageIsNoticed) {
   if (!HasCompiler()) GTEST_SKIP() << CudaCompilerVersion().status();
   namespace fs = std::filesystem;

@@ -1,5 +1,5 @@
-// Attention. By width and dtype: 16-bit operands on tensor cores (flash.cuh), tiles in f32 (attention_tiles.cuh), and
-// for widths that are no multiple of 16 a warp a row (attention_rows.cuh).
+// Attention. By width and dtype: 16-bit operands on tensor cores (on sm_90 attention_hopper.cc, else flash.cuh), tiles
+// in f32 (attention_tiles.cuh), and for widths that are no multiple of 16 a warp a row (attention_rows.cuh).
 #include "codegen/cuda/attention.h"
 
 #include <string>
@@ -42,6 +42,10 @@ std::string Source(const CudaCall& call, const Shape& shape, bool forward) {
 
 absl::Status EmitForward(const CudaCall& call, CudaSteps& steps) {
   const Shape shape(call, /*backward=*/false);
+  if (HasHopperAttention(call, shape)) {
+    EmitHopperForward(call, shape, steps);
+    return absl::OkStatus();
+  }
   CudaLaunch launch{.source = Source(call, shape, /*forward=*/true), .block = {128, 1, 1}};
   launch.arguments = {shape.q, shape.k, shape.v, shape.rng, shape.out, shape.lse};
   launch.function = shape.on_tensor_cores ? "mt_flash" : "mt_attention";
@@ -58,6 +62,10 @@ absl::Status EmitForward(const CudaCall& call, CudaSteps& steps) {
 
 absl::Status EmitBackward(const CudaCall& call, CudaSteps& steps) {
   const Shape shape(call, /*backward=*/true);
+  if (HasHopperAttention(call, shape)) {
+    EmitHopperBackward(call, shape, steps);
+    return absl::OkStatus();
+  }
   const std::string source = Source(call, shape, /*forward=*/false);
   const std::vector<CudaPlace> reads = {shape.dout, shape.q, shape.k, shape.v, shape.lse, shape.delta, shape.rng};
   const auto with = [&](std::initializer_list<CudaPlace> results) {

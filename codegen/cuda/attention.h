@@ -27,6 +27,11 @@ struct CudaAttention : AttentionLayout {
   CudaPlace dout, delta, dq, dk, dv;  // Backward alone; delta is the workspace.
 };
 
+// attention_hopper.cc: kernels of wgmma and the bulk tensor copy engine, and whether there are any.
+bool HasHopperAttention(const CudaCall& call, const CudaAttention& attention);
+void EmitHopperForward(const CudaCall& call, const CudaAttention& attention, CudaSteps& steps);
+void EmitHopperBackward(const CudaCall& call, const CudaAttention& attention, CudaSteps& steps);
+
 // "typedef ... T;", the strides above, kBatch, kHeads, kGroup (heads that share a key-value head), kLength, kWidth,
 // kQueries, kWindow, kKey, kCausal, kDropout, kBf16, kScale, kRate and kKeep, then the text of attention_common.cuh.
 std::string AttentionConstants(const CudaCall& call, const CudaAttention& attention);

@@ -43,7 +43,8 @@ absl::StatusOr<std::vector<TensorType>> TypesOf(const proto::ProgramProto& progr
 
 class CodeWriter {
  public:
-  CodeWriter(proto::PlanProto& plan, const Target& target) : plan_(plan), target_(target) {}
+  CodeWriter(proto::PlanProto& plan, const Target& target, bool portable)
+      : plan_(plan), target_(target), portable_(portable) {}
 
   absl::Status Emit() {
     plan_.clear_cuda();
@@ -68,6 +69,7 @@ class CodeWriter {
     ASSIGN_OR_RETURN(const std::vector<TensorType> operands, TypesOf(program, instruction.operands()));
     ASSIGN_OR_RETURN(const std::vector<TensorType> results, TypesOf(program, instruction.results()));
     CudaCall call{.target = target_, .op = op, .attrs = &attrs, .operands = operands, .results = results};
+    call.portable = portable_;
     if (instruction.workspace() >= 0) call.workspace_bytes = plan_.buffers(instruction.workspace()).size_bytes();
     ASSIGN_OR_RETURN(const CudaSteps steps, EmitCuda(call));
     for (const CudaSteps::Step& step : steps.steps()) {
@@ -90,6 +92,7 @@ class CodeWriter {
 
   proto::PlanProto& plan_;
   const Target& target_;
+  const bool portable_;
   absl::flat_hash_map<std::string, int> modules_;
 };
 
@@ -157,11 +160,11 @@ absl::Status Dump(const proto::CudaCodeProto& code, const std::string& folder) {
 
 }  // namespace
 
-absl::Status EmitCudaCode(proto::PlanProto& plan, CudaCodeReport* report) {
+absl::Status EmitCudaCode(proto::PlanProto& plan, CudaCodeReport* report, bool portable) {
   ASSIGN_OR_RETURN(const Target target, ParseTarget(plan.target()));
   CHECK(target.is_cuda()) << plan.target();
   const Clock::time_point start = Clock::now();
-  CodeWriter writer(plan, target);
+  CodeWriter writer(plan, target, portable);
   RETURN_IF_ERROR(writer.Emit());
   writer.report.emit_seconds = SecondsSince(start);
   writer.report.modules = plan.cuda().modules_size();
@@ -169,10 +172,10 @@ absl::Status EmitCudaCode(proto::PlanProto& plan, CudaCodeReport* report) {
   return absl::OkStatus();
 }
 
-absl::Status AddCudaCode(proto::PlanProto& plan, const std::string& dump_dir, CudaCodeReport* report) {
+absl::Status AddCudaCode(proto::PlanProto& plan, const std::string& dump_dir, CudaCodeReport* report, bool portable) {
   CudaCodeReport unused;
   if (report == nullptr) report = &unused;
-  RETURN_IF_ERROR(EmitCudaCode(plan, report));
+  RETURN_IF_ERROR(EmitCudaCode(plan, report, portable));
   ASSIGN_OR_RETURN(const Target target, ParseTarget(plan.target()));
   const Clock::time_point start = Clock::now();
   const absl::Status compiled = CompileModules(*plan.mutable_cuda(), target, report->warning);

@@ -26,11 +26,18 @@ void CudaSteps::Launch(CudaLaunch launch) {
   proto.set_function(std::move(launch.function));
   for (const int64_t n : launch.grid) proto.add_grid(static_cast<int32_t>(n));
   for (const int64_t n : launch.block) proto.add_block(static_cast<int32_t>(n));
-  CHECK(launch.grid[0] > 0 && launch.grid[0] <= 0x7fffffff) << launch.grid[0] << " blocks of " << proto.function();
-  CHECK(launch.grid[1] > 0 && launch.grid[1] <= 0xffff && launch.grid[2] > 0 && launch.grid[2] <= 0xffff);
+  for (size_t i = 0; i < launch.grid.size(); ++i) {
+    const int64_t most = i == 0 ? 0x7fffffff : 0xffff;
+    CHECK_GT(launch.grid[i], 0) << proto.function();
+    if (launch.grid[i] <= most) continue;
+    status_.Update(absl::UnimplementedError(
+        absl::StrCat(proto.function(), " would need ", launch.grid[i], " blocks, and dimension ", i,
+                     " of a grid has at most ", most, "; use a smaller batch or sequence")));
+  }
   CHECK_LE(launch.block[0] * launch.block[1] * launch.block[2], 1024);
   proto.set_shared_bytes(static_cast<int32_t>(launch.shared_bytes));
   for (const CudaPlace& place : launch.arguments) SetPlace(place, *proto.add_arguments());
+  for (proto::CudaTensorMapProto& map : launch.maps) *proto.add_maps() = std::move(map);
   step.source = std::move(launch.source);
   steps_.push_back(std::move(step));
 }
@@ -161,6 +168,7 @@ absl::StatusOr<CudaSteps> EmitCuda(const CudaCall& call) {
         absl::StrCat("there is no kernel for ", call.op->name, " on ", call.target.ToString()));
   }
   RETURN_IF_ERROR(Annotate(emit(call, steps), absl::StrCat(call.op->name)));
+  RETURN_IF_ERROR(Annotate(steps.status(), absl::StrCat(call.op->name)));
   return steps;
 }
 

@@ -31,6 +31,7 @@ struct CudaCall {
   const Attrs* attrs = nullptr;
   absl::Span<const TensorType> operands, results;
   int64_t workspace_bytes = 0;
+  bool portable = false;  // The form that every chip runs, also where the target has a faster one: for tests.
 };
 
 // A place in an operand, a result or the workspace.
@@ -53,6 +54,7 @@ struct CudaLaunch {
   std::array<int64_t, 3> grid = {1, 1, 1}, block = {1, 1, 1};
   int64_t shared_bytes = 0;  // Dynamic.
   std::vector<CudaPlace> arguments;
+  std::vector<proto::CudaTensorMapProto> maps;  // Arguments that are tensor maps.
 };
 
 // The steps of one instruction, in order. Equal sources of a plan become one module.
@@ -67,9 +69,12 @@ class CudaSteps {
     std::string source;          // Of a launch.
   };
   const std::vector<Step>& steps() const { return steps_; }
+  // Unimplemented where a launch has more blocks than a grid may have.
+  const absl::Status& status() const { return status_; }
 
  private:
   std::vector<Step> steps_;
+  absl::Status status_;
 };
 void SetPlace(CudaPlace place, proto::CudaPlaceProto& proto);
 

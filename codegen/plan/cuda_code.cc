@@ -121,7 +121,44 @@ class StepVerifier {
     for (int i = 0; i < launch.arguments_size(); ++i) {
       RETURN_IF_ERROR(BytesFrom(launch.arguments(i), absl::StrCat("argument ", i)).status());
     }
+    if (launch.maps_size() > launch.arguments_size()) return Bad(launch.maps_size(), " tensor maps");
+    for (int i = 0; i < launch.maps_size(); ++i) {
+      const int argument = launch.maps(i).argument();
+      if (argument < 0 || argument >= launch.arguments_size() || (i > 0 && argument <= launch.maps(i - 1).argument())) {
+        return Bad("a tensor map is argument ", argument, " of ", launch.arguments_size(),
+                   ", or they are out of order");
+      }
+      RETURN_IF_ERROR(
+          Annotate(CheckTensorMap(launch.maps(i), launch.arguments(argument)), absl::StrCat("tensor map ", argument)));
+    }
     return absl::OkStatus();
+  }
+
+  // What cuTensorMapEncodeTiled asks for, and that the tensor lies within its place.
+  absl::Status CheckTensorMap(const proto::CudaTensorMapProto& map, const Place& place) const {
+    const std::optional<DType> dtype = ParseDType(map.dtype());
+    if (!dtype || (*dtype != DType::kBF16 && *dtype != DType::kF16)) return Bad("dtype \"", map.dtype(), "\"");
+    const int rank = map.sizes_size();
+    if (rank < 2 || rank > 5 || map.strides_size() != rank - 1 || map.box_size() != rank) {
+      return Bad(rank, " sizes, ", map.strides_size(), " strides, ", map.box_size(), " sizes of its box");
+    }
+    int64_t last = 0;  // Element.
+    for (int i = 0; i < rank; ++i) {
+      const int64_t size = map.sizes(i), stride = i == 0 ? 1 : map.strides(i - 1);
+      if (size < 1 || size > kMaxMatmulSize) return Bad("a size of ", size);
+      if (map.box(i) < 1 || map.box(i) > 256) return Bad("a box of ", map.box(i), " elements in dimension ", i);
+      if (stride < 1 || stride > kMaxElements || (i > 0 && stride % 8 != 0)) return Bad("a stride of ", stride);
+      const std::optional<int64_t> span = CheckedMultiply(size - 1, stride);
+      if (!span || *span > kMaxElements - last) return Bad("it is too large");
+      last += *span;
+    }
+    const int64_t row_bytes = 2 * int64_t{map.box(0)}, swizzle = map.swizzle_bytes();
+    if (swizzle != 0 && swizzle != 32 && swizzle != 64 && swizzle != 128) return Bad("a swizzle of ", swizzle);
+    if (row_bytes % 16 != 0 || (swizzle != 0 && row_bytes > swizzle)) {
+      return Bad("rows of ", row_bytes, " bytes in a box with a swizzle of ", swizzle);
+    }
+    if (place.byte_offset() % 16 != 0) return Bad("byte ", place.byte_offset(), " is no multiple of 16");
+    return CheckRead(place, 2 * (last + 1), "place");
   }
 
   // Bytes of `batch` matrices of rows x columns, `stride` elements apart.
@@ -210,9 +247,14 @@ std::string CudaStepText(const proto::CudaStepProto& step) {
   const auto add_place = [](std::string* out, const Place& place) { absl::StrAppend(out, PlaceText(place)); };
   if (step.has_launch()) {
     const proto::CudaLaunchProto& launch = step.launch();
+    std::string maps;
+    for (const proto::CudaTensorMapProto& map : launch.maps()) {
+      absl::StrAppend(&maps, maps.empty() ? ", maps " : " ", map.argument(), ":[", absl::StrJoin(map.sizes(), ","),
+                      "]/[", absl::StrJoin(map.box(), ","), "]");
+    }
     return absl::StrCat(launch.function(), "<<<(", absl::StrJoin(launch.grid(), ","), "), (",
                         absl::StrJoin(launch.block(), ","), "), ", launch.shared_bytes(), ">>>(",
-                        absl::StrJoin(launch.arguments(), ", ", add_place), ") module ", launch.module());
+                        absl::StrJoin(launch.arguments(), ", ", add_place), ") module ", launch.module(), maps);
   }
   if (step.has_matmul()) {
     const proto::CudaMatmulProto& m = step.matmul();

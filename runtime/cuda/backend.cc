@@ -1,6 +1,7 @@
 #include "runtime/cuda/backend.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <string>
 #include <utility>
@@ -86,6 +87,7 @@ class CudaBackend : public Backend {
   }
   absl::Status Status(CUresult result, absl::string_view what) const { return CudaStatus(driver_, result, what); }
   absl::StatusOr<Thunk> BindLaunch(const KernelCall& call, const proto::CudaLaunchProto& launch);
+  absl::Status EncodeTensorMap(const proto::CudaTensorMapProto& map, CUdeviceptr at, CUtensorMap* to) const;
   // Where a place lies: the verifier has seen that it is one.
   static CUdeviceptr PlaceOf(const KernelCall& call, const proto::CudaPlaceProto& place);
 
@@ -221,7 +223,7 @@ absl::Status CudaBackend::NotEnough(int64_t bytes, absl::string_view what) const
                    ") has ", FormatBytes(available), " free of ", FormatBytes(static_cast<int64_t>(total)),
                    reported > 0 ? absl::StrCat(": ", FormatBytes(reported), " short") : ", in pieces",
                    holders.empty() ? "" : absl::StrCat("; ", holders), ". Compile with a smaller --batch or --memory ",
-                   available >> 20, "MiB"));
+                   (available + ContextBytes(target_)) >> 20, "MiB"));
 }
 
 absl::StatusOr<std::byte*> CudaBackend::AllocateGuarded(int64_t bytes) {
@@ -335,6 +337,28 @@ CUdeviceptr CudaBackend::PlaceOf(const KernelCall& call, const proto::CudaPlaceP
   return Address(base + place.byte_offset());
 }
 
+absl::Status CudaBackend::EncodeTensorMap(const proto::CudaTensorMapProto& map, CUdeviceptr at, CUtensorMap* to) const {
+  const size_t rank = static_cast<size_t>(map.sizes_size());
+  std::array<cuuint64_t, 5> sizes = {}, strides = {};
+  std::array<cuuint32_t, 5> box = {}, steps = {1, 1, 1, 1, 1};
+  for (size_t i = 0; i < rank; ++i) {
+    const int d = static_cast<int>(i);
+    sizes[i] = static_cast<cuuint64_t>(map.sizes(d));
+    if (i > 0) strides[i - 1] = static_cast<cuuint64_t>(map.strides(d - 1)) * 2;
+    box[i] = static_cast<cuuint32_t>(map.box(d));
+  }
+  const CUtensorMapSwizzle swizzle = map.swizzle_bytes() == 128  ? CU_TENSOR_MAP_SWIZZLE_128B
+                                     : map.swizzle_bytes() == 64 ? CU_TENSOR_MAP_SWIZZLE_64B
+                                     : map.swizzle_bytes() == 32 ? CU_TENSOR_MAP_SWIZZLE_32B
+                                                                 : CU_TENSOR_MAP_SWIZZLE_NONE;
+  return Status(driver_.cuTensorMapEncodeTiled(
+                    to, map.dtype() == "bf16" ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+                    static_cast<cuuint32_t>(rank), reinterpret_cast<void*>(at), sizes.data(), strides.data(),
+                    box.data(), steps.data(), CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
+                    CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE),
+                "making a tensor map");
+}
+
 absl::StatusOr<Thunk> CudaBackend::BindLaunch(const KernelCall& call, const proto::CudaLaunchProto& launch) {
   CUfunction function = nullptr;
   RETURN_IF_ERROR(Status(
@@ -349,6 +373,7 @@ absl::StatusOr<Thunk> CudaBackend::BindLaunch(const KernelCall& call, const prot
     CUfunction function;
     unsigned grid[3], block[3], shared_bytes;
     std::vector<CUdeviceptr> values;
+    std::vector<CUtensorMap> maps;
     std::vector<void*> arguments;
   };
   auto bound = std::make_shared<Bound>();
@@ -362,6 +387,13 @@ absl::StatusOr<Thunk> CudaBackend::BindLaunch(const KernelCall& call, const prot
     bound->values.push_back(PlaceOf(call, place));
   }
   for (CUdeviceptr& value : bound->values) bound->arguments.push_back(&value);
+  bound->maps.resize(static_cast<size_t>(launch.maps_size()));
+  for (size_t i = 0; i < bound->maps.size(); ++i) {
+    const proto::CudaTensorMapProto& map = launch.maps(static_cast<int>(i));
+    const size_t argument = static_cast<size_t>(map.argument());
+    RETURN_IF_ERROR(EncodeTensorMap(map, bound->values[argument], &bound->maps[i]));
+    bound->arguments[argument] = &bound->maps[i];
+  }
   return Thunk([this, bound = std::move(bound)] {
     const Bound& b = *bound;
     Must(driver_.cuLaunchKernel(b.function, b.grid[0], b.grid[1], b.grid[2], b.block[0], b.block[1], b.block[2],
