@@ -21,7 +21,7 @@ constexpr const PassDef* kOrder[] = {
 // clang-format on
 
 constexpr NamedPipeline kNamed[] = {
-    {.name = "default", .target = "cpu", .text = "flash", .summary = "The best known for the CPU."},
+    {.name = "default", .target = "cpu", .text = "flash,chunked_loss,fuse", .summary = "The best known for the CPU."},
     {.name = "default",
      .target = "cuda:sm_75",
      .text = "fp16,flash,chunked_loss,pad_vocab,fuse,remat:free",

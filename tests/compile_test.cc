@@ -60,7 +60,7 @@ TEST(CompileTest, NotesAndFactsArriveInThePlan) {
   EXPECT_EQ(plan.facts().at("batch"), 3);
   EXPECT_EQ(plan.facts().at("sequence"), 4);
   EXPECT_GT(plan.facts().at("parameters"), 0);
-  EXPECT_EQ(plan.passes(), "flash:window=model");
+  EXPECT_EQ(plan.passes(), "flash:window=model,chunked_loss:chunks=auto,fuse");
   EXPECT_GT(plan.compile_seconds(), 0);
 }
 
