@@ -143,6 +143,10 @@ absl::StatusOr<Job> JobOf(const ParsedArgs& args) {
     model.vocab_size = corpus.vocab_size;
     options.notes["tokenizer_hash"] = corpus.tokenizer_hash;
   }
+  if (!is_raw_graph) {  // What mtrun exports the weights by.
+    ASSIGN_OR_RETURN(const proto::ModelSpec spec, LoadSpec(job.spec, model));
+    options.notes["model_spec"] = spec.ShortDebugString();
+  }
   return job;
 }
 

@@ -18,6 +18,7 @@
 #include "ir/base/paths.h"
 #include "ir/base/status_macros.h"
 #include "ir/graph_io.h"
+#include "ir/hugging_face.h"
 #include "ir/verifier.h"
 
 namespace mt {
@@ -111,6 +112,16 @@ struct SpecFile {
 absl::StatusOr<SpecFile> FindSpec(const std::string& spec) {
   std::error_code ignored;
   SpecFile file;
+  absl::string_view folder = spec;
+  if (absl::ConsumePrefix(&folder, "hf:")) {
+    file.path = absl::StrCat(folder, "/config.json");
+    ASSIGN_OR_RETURN(const std::string config, ReadFile(file.path, kMaxSpecBytes));
+    absl::StatusOr<proto::ModelSpec> parsed = SpecFromHuggingFace(config);
+    if (!parsed.ok()) return Annotate(parsed.status(), file.path);
+    parsed->set_name(std::filesystem::path(std::string(absl::StripSuffix(folder, "/"))).filename().string());
+    google::protobuf::TextFormat::PrintToString(*parsed, &file.text);
+    return file;
+  }
   if (std::filesystem::is_regular_file(spec, ignored)) {
     file.path = spec;
   } else {

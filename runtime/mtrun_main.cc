@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "codegen/plan/plan.h"
@@ -34,6 +35,7 @@
 #include "runtime/executor.h"
 #include "runtime/measure.h"
 #include "runtime/trace.h"
+#include "runtime/train/hugging_face.h"
 #include "runtime/train/event_file.h"
 #include "runtime/train/report.h"
 #include "runtime/train/run_config.h"
@@ -278,22 +280,48 @@ absl::Status Run::Restore(const CheckpointReader& checkpoint) {
   return absl::OkStatus();
 }
 
+// --init: a file, or the folder of a run or of a checkpoint.
+std::string WeightsPath(std::string path) {
+  std::error_code ignored;
+  if (!std::filesystem::is_directory(path, ignored)) return path;
+  // Of a run that has not finished: the newest checkpoint's.
+  if (!std::filesystem::exists(path + "/" + kWeightsFile, ignored)) {
+    const absl::StatusOr<NewestCheckpoint> newest = CheckpointAt(path);
+    if (newest.ok()) path = newest->checkpoint->path();
+  }
+  return absl::StrCat(path, "/", kWeightsFile);
+}
+
+// --export-hf: the weights of --init as a Hugging Face folder, with the tokenizer of --data.
+absl::Status ExportWeights(const proto::PlanProto& plan, const ParsedArgs& args) {
+  const std::string folder = args.String("export-hf");
+  const std::string init = args.String("init");
+  if (init.empty() || absl::StartsWith(init, "hf:")) {
+    return absl::InvalidArgumentError("--export-hf writes the weights of --init DIR, an earlier --out: give it");
+  }
+  absl::StatusOr<proto::ModelSpec> spec = SpecOfPlan(plan);
+  if (!spec.ok()) return Annotate(spec.status(), args.positional(0));
+  std::string tokenizer;
+  if (args.Has("data")) {
+    ASSIGN_OR_RETURN(const Manifest manifest, ReadManifest(args.String("data")));
+    RETURN_IF_ERROR(CheckVocabulary(plan, args.positional(0), manifest, args.String("data")));
+    RETURN_IF_ERROR(LoadCorpusTokenizer(args.String("data"), manifest));
+    if (manifest.tokenizer != "char") tokenizer = absl::StrCat(args.String("data"), "/", kTokenizerFile);
+  }
+  RETURN_IF_ERROR(ExportHuggingFace(*spec, WeightsPath(init), tokenizer, folder));
+  std::printf("wrote %s: transformers loads it%s\n", folder.c_str(),
+              tokenizer.empty() ? "; a tokenizer comes along with --data CORPUS" : "");
+  return absl::OkStatus();
+}
+
 absl::Status Run::SetStates() {
   executor_->InitializeStates(options_.scalars.seed);
   if (folder_ != nullptr && folder_->checkpoint() != nullptr) return Restore(*folder_->checkpoint());
   if (resume_.checkpoint != nullptr) return Restore(*resume_.checkpoint);
   if (!args_.Has("init")) return absl::OkStatus();
-  std::string path = args_.String("init");
-  std::error_code ignored;
-  if (std::filesystem::is_directory(path, ignored)) {
-    // Of a run that has not finished: the newest checkpoint's.
-    if (!std::filesystem::exists(path + "/" + kWeightsFile, ignored)) {
-      const absl::StatusOr<NewestCheckpoint> newest = CheckpointAt(path);
-      if (newest.ok()) path = newest->checkpoint->path();
-    }
-    path = absl::StrCat(path, "/", kWeightsFile);
-  }
-  return LoadWeights(*executor_, path);
+  const std::string init = args_.String("init");
+  if (absl::StartsWith(init, "hf:")) return LoadHuggingFace(*executor_, init.substr(3));
+  return LoadWeights(*executor_, WeightsPath(init));
 }
 
 absl::Status Run::Measure() {
@@ -704,6 +732,7 @@ absl::Status Main(const ParsedArgs& args) {
   const std::string& path = args.positional(0);
   ASSIGN_OR_RETURN(proto::PlanProto plan, LoadPlan(path));
   if (args.Bool("dry-run")) return DryRun(std::move(plan));
+  if (args.Has("export-hf")) return ExportWeights(plan, args);
   return Run(args, path).Execute(std::move(plan));
 }
 

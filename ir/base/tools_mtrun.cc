@@ -158,7 +158,12 @@ constexpr FlagDef kFlags[] = {
      .max = 1000000},
     {.name = "fresh", .kind = FlagKind::kBool, .help = "Replaces the run that --out already holds"},
     {.name = "tensorboard", .kind = FlagKind::kBool, .help = "Writes what TensorBoard reads to --out"},
-    {.name = "init", .metavar = "DIR", .help = "Starts from the weights of an earlier --out or checkpoint"},
+    {.name = "init",
+     .metavar = "DIR",
+     .help = "Starts from the weights of an earlier --out or checkpoint, or of hf:DIR, a Hugging Face folder"},
+    {.name = "export-hf",
+     .metavar = "DIR",
+     .help = "Writes the weights of --init as a Hugging Face folder (with --data, its tokenizer too) and runs nothing"},
     {.name = "resume",
      .metavar = "DIR",
      .help = "Goes on from another run's newest checkpoint, or from this one: weights, step, place in the corpus, and "
