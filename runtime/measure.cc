@@ -67,6 +67,15 @@ class Measurer {
 
   absl::Status Run(uint8_t poison, const std::function<absl::Status()>& prepare, uint64_t& fingerprint);
   absl::Status RunByInstruction(uint8_t poison, const std::function<absl::Status()>& prepare, uint64_t& fingerprint);
+  // What the plan has above the last byte that was written.
+  void FindIdleWorkspace() {
+    for (const proto::BufferProto& buffer : plan_.buffers()) {
+      const bool above = (buffer.program() == -1 || buffer.program() == index_) &&
+                         buffer.offset() + buffer.size_bytes() > result_.measured_arena_bytes;
+      if (above && buffer.memory_class() != proto::WORKSPACE) return;
+    }
+    result_.idle_workspace_bytes = std::max<int64_t>(0, result_.planned_arena_bytes - result_.measured_arena_bytes);
+  }
   Measurement& result() { return result_; }
 
  private:
@@ -498,11 +507,19 @@ absl::StatusOr<Measurement> MeasureProgram(Executor& executor, const Program& pr
     RETURN_IF_ERROR(measurer.Run(kPoisons[i], prepare, fingerprints[i]));
     RETURN_IF_ERROR(restore());
   }
+  measurer.FindIdleWorkspace();
   Measurement& result = measurer.result();
   result.same_over_poisons = fingerprints[0] == fingerprints[1] && fingerprints[0] == fingerprints[2];
   if (!result.same_over_poisons) {
     result.differences.push_back(
         "the results differ between two poisons of the unused memory: something is read before it is written");
+  }
+  if (!executor.backend()
+           .host_addressable()) {  // A device takes what it keeps for a program when that first runs whole.
+    RETURN_IF_ERROR(prepare());
+    program.Run();
+    executor.backend().Synchronize();
+    RETURN_IF_ERROR(restore());
   }
   RETURN_IF_ERROR(prepare());
   result.counted_allocations = CanCountAllocations();
@@ -522,7 +539,9 @@ absl::StatusOr<Measurement> MeasureProgram(Executor& executor, const Program& pr
 Measurement Together(const Measurement& a, const Measurement& b) {
   Measurement both = a;
   both.planned_arena_bytes = std::max(a.planned_arena_bytes, b.planned_arena_bytes);
-  both.measured_arena_bytes = std::max(a.measured_arena_bytes, b.measured_arena_bytes);
+  const Measurement& top = a.measured_arena_bytes >= b.measured_arena_bytes ? a : b;
+  both.measured_arena_bytes = top.measured_arena_bytes;
+  both.idle_workspace_bytes = std::min(top.idle_workspace_bytes, both.planned_arena_bytes - both.measured_arena_bytes);
   for (size_t p = 0; p < both.phases.size() && p < b.phases.size(); ++p) {
     both.phases[p].planned_bytes += b.phases[p].planned_bytes;
     both.phases[p].measured_bytes += b.phases[p].measured_bytes;

@@ -24,6 +24,7 @@ struct PhaseMeasurement {
 struct Measurement {
   int64_t planned_arena_bytes = 0;
   int64_t measured_arena_bytes = 0;  // End of the last granule that a step changed.
+  int64_t idle_workspace_bytes = 0;  // From there to the plan's end, where that is workspace that no kernel touched.
   std::vector<PhaseMeasurement> phases;
   std::vector<std::string> differences;  // By buffer; empty: the measurement agrees with the plan.
   bool same_over_poisons = true;         // Outputs and states are the same bits over two poisons.
