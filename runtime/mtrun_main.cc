@@ -35,8 +35,8 @@
 #include "runtime/executor.h"
 #include "runtime/measure.h"
 #include "runtime/trace.h"
-#include "runtime/train/hugging_face.h"
 #include "runtime/train/event_file.h"
+#include "runtime/train/hugging_face.h"
 #include "runtime/train/report.h"
 #include "runtime/train/run_config.h"
 #include "runtime/train/run_folder.h"
@@ -159,7 +159,7 @@ class StepPrinter {
 class Drift {
  public:
   // The first steps still load code and touch pages.
-  static constexpr int64_t kFirst = 3;
+  static constexpr int64_t kFirst = 10;
   void Start(Backend& backend) {
     device_bytes_ = backend.UsedDeviceBytes();
     resident_bytes_ = ResidentBytes();
@@ -343,6 +343,10 @@ absl::Status Run::Measure() {
   std::printf("measured one %s: arena %s bytes planned, %s measured\n",
               trainer_->apply_program() == nullptr ? "step" : "microbatch and the update",
               FormatCount(m.planned_arena_bytes).c_str(), FormatCount(m.measured_arena_bytes).c_str());
+  if (m.idle_workspace_bytes > 0) {
+    std::printf("  the last %s bytes are workspace that no kernel touched\n",
+                FormatCount(m.idle_workspace_bytes).c_str());
+  }
   for (const PhaseMeasurement& phase : m.phases) {
     std::printf("  %-9s %15s bytes written as planned, %15s measured (workspaces: %s)\n", phase.phase.c_str(),
                 FormatCount(phase.planned_bytes).c_str(), FormatCount(phase.measured_bytes).c_str(),
@@ -568,7 +572,8 @@ absl::Status Run::Train() {
   if (measurement_) {
     rows.push_back(
         {"arena measured", absl::StrCat(FormatBytes(measurement_->measured_arena_bytes), " (",
-                                        FormatCount(measurement_->measured_arena_bytes), " bytes), ",
+                                        FormatCount(measurement_->measured_arena_bytes), " bytes",
+                                        measurement_->idle_workspace_bytes == 0 ? "" : " and idle workspace", "), ",
                                         measurement_->agrees() ? "planned = measured" : "DIFFERS: see above")});
   }
   std::string beside = absl::StrCat(FormatBytes(process_bytes), ", ", FormatBytes(context_bytes), " beside the arena");
@@ -665,8 +670,9 @@ std::string FitHint(const proto::PlanProto& plan) {
   }
   const ProgramSummary summary = Summarize(plan, *largest);
   const auto spec = plan.notes().find("spec");
+  const bool here = absl::StartsWith(plan.target(), "cpu");  // A GPU says itself what it has.
   return absl::StrCat("; the peak is at ", summary.name, " ", summary.peak_name,
-                      spec == plan.notes().end()
+                      spec == plan.notes().end() || !here
                           ? ""
                           : absl::StrCat("; what would fit: mtc fit ", ShellQuote(spec->second), " --memory ",
                                          CanonicalBytes(AvailableMemoryBytes() >> 20 << 20)));
