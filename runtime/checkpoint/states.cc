@@ -89,11 +89,10 @@ absl::StatusOr<std::vector<std::string>> RestoreStates(Executor& executor, const
     if (bound.role != Role::kOptimizerState) continue;
     const SafetensorsTensor wanted = Described(executor.plan().states(i).state(), bound);
     const SafetensorsTensor* found = saved.Find(bound.name);
-    // States without logical dimensions of their own (scales of blocks) follow the padding: the common prefix is
-    // theirs.
-    const bool fits = found != nullptr && found->type == wanted.type &&
-                      (found->shape == wanted.shape || (executor.plan().states(i).state().logical_dims_size() == 0 &&
-                                                        found->shape.size() == 1 && wanted.shape.size() == 1));
+    // Lists without padding of their own (scales of blocks) follow the padding of others: the common prefix is theirs.
+    const bool list = found != nullptr && found->shape.size() == 1 && wanted.shape.size() == 1 &&
+                      wanted.shape[0] == bound.type.dims[0];
+    const bool fits = found != nullptr && found->type == wanted.type && (found->shape == wanted.shape || list);
     if (fits) continue;
     why.insert({GroupOf(bound.name), found == nullptr ? absl::StrCat("the checkpoint has no ", bound.name)
                                                       : absl::StrCat(bound.name, " is ", TypeText(*found), " there, ",

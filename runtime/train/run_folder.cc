@@ -4,6 +4,7 @@
 #include <sys/file.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
@@ -11,10 +12,12 @@
 #include <system_error>
 #include <utility>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
 #include "ir/base/file.h"
 #include "ir/base/hash.h"
 #include "ir/base/status_macros.h"
@@ -37,6 +40,22 @@ const std::vector<std::string>& OwnFiles() {
 
 std::string Shown(const nlohmann::json& value) {
   return value.is_null() ? "not given" : value.is_string() ? value.get<std::string>() : value.dump();
+}
+
+// Steps of the checkpoints up to `newest` that are not among the `keep` newest of these.
+std::vector<int64_t> OldSteps(const std::string& folder, int64_t newest, int64_t keep) {
+  std::vector<int64_t> steps;
+  std::error_code error;
+  for (fs::directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error)) {
+    const std::string name = entry->path().filename().string();
+    absl::string_view number = name;
+    int64_t step = 0;
+    if (!absl::ConsumePrefix(&number, "step-") || !absl::SimpleAtoi(number, &step)) continue;
+    if (step <= newest && CheckpointName(step) == name) steps.push_back(step);
+  }
+  std::sort(steps.rbegin(), steps.rend());
+  steps.erase(steps.begin(), steps.begin() + std::min<int64_t>(keep, static_cast<int64_t>(steps.size())));
+  return steps;
 }
 
 // Leaves the lines of steps up to `step`; a line that was cut off goes.
@@ -214,8 +233,13 @@ absl::Status RunFolder::Begin() {
   const std::string& path = options_.path;
   RETURN_IF_ERROR(MakeFolder(path));
   RETURN_IF_ERROR(Lock());
-  RemoveLeftovers(path, OwnFiles());
+  // A run that was killed may have saved one and not removed what it takes the place of.
   std::error_code ignored;
+  for (const int64_t step : OldSteps(path, last_saved_step_, options_.keep)) {
+    const std::string old = absl::StrCat(path, "/", CheckpointName(step));
+    fs::rename(old, old + ".tmp", ignored);
+  }
+  RemoveLeftovers(path, OwnFiles());
   for (const char* file : {kSummaryFile, kMemoryFile, kWeightsFile}) fs::remove(path + "/" + file, ignored);
   last_save_ = std::chrono::steady_clock::now();
   if (checkpoint() != nullptr) return CutMetrics(path + "/" + kMetricsFile, checkpoint()->step());
