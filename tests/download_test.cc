@@ -22,6 +22,7 @@
 #include "runtime/data/hub.h"
 #include "runtime/data/prep.h"
 #include "runtime/data/safetensors.h"
+#include "runtime/data/token_file.h"
 #include "tests/test_util.h"
 
 namespace mt {
@@ -435,6 +436,85 @@ TEST_F(DownloadTest, HuggingFaceFoldersAndTokenizers) {
   EXPECT_THAT(PrepareCorpus(prep), StatusIs(absl::StatusCode::kNotFound,
                                             AllOf(HasSubstr("http://127.0.0.1:1/openai-community/gpt2/resolve/main"),
                                                   HasSubstr("cache/openai-community/gpt2/tokenizer.json"))));
+}
+
+// The header of llm.c's files.
+std::string TokenFileBytes(uint32_t magic, uint32_t version, const std::vector<uint32_t>& tokens, size_t width) {
+  std::string bytes(1024, '\0');
+  const auto put = [&](size_t at, uint32_t value, size_t size) {
+    for (size_t i = 0; i < size; ++i) bytes[at + i] = static_cast<char>(value >> (8 * i));
+  };
+  put(0, magic, 4);
+  put(4, version, 4);
+  put(8, static_cast<uint32_t>(tokens.size()), 4);
+  for (const uint32_t token : tokens) {
+    bytes.resize(bytes.size() + width);
+    put(bytes.size() - width, token, width);
+  }
+  return bytes;
+}
+
+TEST_F(DownloadTest, TokenFilesOfLlmC) {
+  auto trainer = NewTokenizerTrainer("bpe:280").value();
+  trainer->Add("ala ma kota, ala ma psa, ala ma ala ma");
+  const std::unique_ptr<Tokenizer> tokenizer = trainer->Train().value();
+  ASSERT_OK(WriteFile(Path("tokenizer.json"), tokenizer->Serialize()));
+  // llm.c writes the end of a document in front of each.
+  std::vector<uint32_t> tokens;
+  std::string text;
+  for (int i = 0; i < 40; ++i) {
+    const std::string document = absl::StrCat("ala ma ", i, " kota");
+    tokens.push_back(static_cast<uint32_t>(tokenizer->end_of_document()));
+    for (const int32_t id : tokenizer->Encode(document)) tokens.push_back(static_cast<uint32_t>(id));
+    absl::StrAppend(&text, document, "\n");
+  }
+  ASSERT_OK(WriteFile(Path("text.txt"), text));
+  const std::string small = TokenFileBytes(20240520, 1, tokens, 2);
+  ASSERT_OK(WriteFile(Path("a.bin"), small));
+  ASSERT_OK(WriteFile(Path("b.bin"), TokenFileBytes(20240801, 7, tokens, 4)));
+  PrepOptions prep;
+  prep.tokenizer = Path("tokenizer.json");
+  std::vector<Manifest> manifests;
+  for (const char* input : {"text.txt", "a.bin", "b.bin"}) {
+    prep.input = Path(input);
+    prep.output = Path(absl::StrCat(input, ".corpus"));
+    prep.documents = DocumentMode::kLine;
+    ASSERT_OK_AND_ASSIGN(manifests.emplace_back(), PrepareCorpus(prep));
+  }
+  for (int s = 0; s < 3; ++s) {
+    for (size_t m : {size_t{1}, size_t{2}}) {
+      EXPECT_EQ(manifests[m].splits[s].shards[0].crc, manifests[0].splits[s].shards[0].crc);
+      EXPECT_EQ(manifests[m].splits[s].bytes, manifests[0].splits[s].bytes);
+      EXPECT_EQ(manifests[m].splits[s].words, manifests[0].splits[s].words);
+    }
+  }
+  constexpr auto kBad = absl::StatusCode::kFailedPrecondition;
+  prep.overwrite = true;
+  prep.tokenizer = "bpe:300";
+  EXPECT_THAT(PrepareCorpus(prep), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("holds tokens")));
+  prep.tokenizer = Path("tokenizer.json");
+  prep.input = Path("c.bin");
+  ASSERT_OK(WriteFile(prep.input, small.substr(0, small.size() - 1)));
+  EXPECT_THAT(PrepareCorpus(prep), StatusIs(kBad, HasSubstr("cut off")));
+  std::string outside = small;
+  outside[1024 + 2 * 5 + 1] = '\x7F';
+  ASSERT_OK(WriteFile(prep.input, outside));
+  EXPECT_THAT(PrepareCorpus(prep), StatusIs(kBad, HasSubstr("token 5 is ")));
+  // Flipped bits: a named error, or a corpus.
+  std::mt19937 random(4);
+  for (int i = 0; i < 150; ++i) {
+    std::string bad = small;
+    const size_t at = random() % (i % 2 == 0 ? 12 : bad.size());
+    bad[at] = static_cast<char>(bad[at] ^ 1 << (random() % 8));
+    ASSERT_OK(WriteFile(prep.input, bad));
+    const absl::StatusOr<std::unique_ptr<TokenFile>> file = TokenFile::Open(prep.input, *tokenizer);
+    if (!file.ok()) continue;
+    std::vector<int32_t> ids;
+    for (int64_t d = 0; d < (*file)->num_documents(); ++d) {
+      (*file)->Read(d, &ids);
+      for (const int32_t id : ids) ASSERT_TRUE(id >= 0 && id < tokenizer->vocab_size());
+    }
+  }
 }
 
 }  // namespace

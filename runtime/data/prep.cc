@@ -23,6 +23,7 @@
 #include "runtime/data/hub.h"
 #include "runtime/data/permutation.h"
 #include "runtime/data/shard.h"
+#include "runtime/data/token_file.h"
 #include "runtime/data/tokenizer_files.h"
 
 namespace mt {
@@ -114,14 +115,14 @@ absl::Status ClearCorpus(const std::string& folder) {
 }
 
 // The first documents of the shuffled order are train, the next val, the rest test; no split with a share is empty.
-absl::StatusOr<std::array<int64_t, 3>> DivideDocuments(const TextSource& source, const std::vector<double>& shares) {
-  const int64_t n = source.num_documents();
+// `documents`: how they were told apart. Errors: FailedPrecondition.
+absl::StatusOr<std::array<int64_t, 3>> DivideDocuments(int64_t n, absl::string_view name, absl::string_view documents,
+                                                       const std::vector<double>& shares) {
   const int64_t wanted = std::count_if(shares.begin(), shares.end(), [](double share) { return share > 0; });
   if (n < wanted) {
     return absl::FailedPreconditionError(absl::StrCat(
-        source.names().size() == 1 ? source.names()[0] : "the input", ": has ", n, n == 1 ? " document" : " documents",
-        " (--documents ", Name(source.mode()), "), too few for ", wanted, " splits; use --documents ",
-        source.mode() == DocumentMode::kFile ? "blank-line" : "line", " or --split 100,0,0"));
+        name, ": has ", n, n == 1 ? " document" : " documents", " (--documents ", documents, "), too few for ", wanted,
+        " splits; use --documents ", documents == "file" ? "blank-line" : "line", " or --split 100,0,0"));
   }
   const double sum = std::accumulate(shares.begin(), shares.end(), 0.0);
   std::array<int64_t, 3> counts = {0, 0, 0};
@@ -187,13 +188,15 @@ class SplitWriter {
   std::unique_ptr<ShardWriter> shard_;
 };
 
+absl::StatusOr<std::unique_ptr<Tokenizer>> NamedTokenizer(const std::string& spec) {
+  if (!IsHubName(spec)) return OpenTokenizer(spec);
+  ASSIGN_OR_RETURN(const std::string fetched, FetchTokenizer(spec));
+  return OpenTokenizer(fetched);
+}
+
 absl::StatusOr<std::unique_ptr<Tokenizer>> MakeTokenizer(const PrepOptions& options, const Permutation& order,
                                                          int64_t train_documents, TextSource* source) {
-  if (!IsTrained(options.tokenizer)) {
-    if (!IsHubName(options.tokenizer)) return OpenTokenizer(options.tokenizer);
-    ASSIGN_OR_RETURN(const std::string fetched, FetchTokenizer(options.tokenizer));
-    return OpenTokenizer(fetched);
-  }
+  if (!IsTrained(options.tokenizer)) return NamedTokenizer(options.tokenizer);
   ASSIGN_OR_RETURN(std::unique_ptr<TokenizerTrainer> trainer, NewTokenizerTrainer(options.tokenizer));
   // Characters are all collected, or a rare one would be lost.
   const int64_t limit = options.tokenizer == "char" ? source->size_bytes() : options.tokenizer_bytes;
@@ -261,6 +264,7 @@ absl::StatusOr<Manifest> PrepareCorpus(const PrepOptions& options) {
   std::error_code ignored;
   const bool made_folder = !fs::exists(options.output, ignored);
   RETURN_IF_ERROR(MakeFolder(options.output));
+  Manifest manifest;
   bool cleared = false;
   absl::Cleanup leave_nothing = [&] {
     if (cleared) ClearCorpus(options.output).IgnoreError();
@@ -275,21 +279,42 @@ absl::StatusOr<Manifest> PrepareCorpus(const PrepOptions& options) {
       if (options.progress) options.progress(phase, done, total);
     };
   };
-  ASSIGN_OR_RETURN(std::unique_ptr<TextSource> source,
-                   TextSource::Open(options.input, options.output, options.documents, options.invalid_utf8,
-                                    progress("reading"), options.text_field));
-  if (source->invalid_parts() > 0 && options.warning) {
-    options.warning(absl::StrCat(FormatCount(source->invalid_parts()), " places were not UTF-8 and were ",
-                                 options.invalid_utf8 == InvalidUtf8::kSkip ? "skipped" : "replaced by U+FFFD"));
+  // Text to be encoded, or tokens as they are.
+  std::unique_ptr<TextSource> source;
+  std::unique_ptr<TokenFile> tokens;
+  std::unique_ptr<Tokenizer> tokenizer;
+  if (options.input != "-" && IsTokenFile(options.input)) {
+    if (IsTrained(options.tokenizer)) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          options.input, ": holds tokens, not text; name the tokenizer that made them, such as --tokenizer gpt2"));
+    }
+    ASSIGN_OR_RETURN(tokenizer, NamedTokenizer(options.tokenizer));
+    ASSIGN_OR_RETURN(tokens, TokenFile::Open(options.input, *tokenizer));
+    manifest.documents = "tokens";
+    manifest.sources = {fs::path(options.input).filename().string()};
+  } else {
+    ASSIGN_OR_RETURN(source, TextSource::Open(options.input, options.output, options.documents, options.invalid_utf8,
+                                              progress("reading"), options.text_field));
+    if (source->invalid_parts() > 0 && options.warning) {
+      options.warning(absl::StrCat(FormatCount(source->invalid_parts()), " places were not UTF-8 and were ",
+                                   options.invalid_utf8 == InvalidUtf8::kSkip ? "skipped" : "replaced by U+FFFD"));
+    }
+    manifest.documents = Name(source->mode());
+    manifest.sources = source->names();
   }
-  ASSIGN_OR_RETURN(const auto counts, DivideDocuments(*source, options.split));
-  const Permutation order(source->num_documents(), options.seed, kShuffleStream);
-  ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer, MakeTokenizer(options, order, counts[0], source.get()));
+  const int64_t num_documents = tokens != nullptr ? tokens->num_documents() : source->num_documents();
+  const int64_t size_bytes = tokens != nullptr ? tokens->num_tokens() : source->size_bytes();
+  ASSIGN_OR_RETURN(const auto counts,
+                   DivideDocuments(num_documents, manifest.sources.size() == 1 ? manifest.sources[0] : "the input",
+                                   manifest.documents, options.split));
+  const Permutation order(num_documents, options.seed, kShuffleStream);
+  if (source != nullptr) {
+    ASSIGN_OR_RETURN(tokenizer, MakeTokenizer(options, order, counts[0], source.get()));
+  }
   cleared = true;  // Only now: the input is known to be good.
   RETURN_IF_ERROR(ClearCorpus(options.output));
   RETURN_IF_ERROR(WriteFile(absl::StrCat(options.output, "/", kTokenizerFile), tokenizer->Serialize()));
 
-  Manifest manifest;
   int64_t document = 0;
   int64_t done_bytes = 0;
   int64_t unknown = 0;
@@ -300,25 +325,34 @@ absl::StatusOr<Manifest> PrepareCorpus(const PrepOptions& options) {
     for (int64_t i = 0; i < counts[s]; ++i) {
       WordCounter words;
       bool continued = false;
-      RETURN_IF_ERROR(source->ReadDocument(order(document++), [&](absl::string_view text) {
-        ids.clear();
-        tokenizer->EncodePart(text, continued, &ids);
-        continued = true;
+      const auto write = [&](absl::string_view text) {
         if (tokenizer->unknown() >= 0) unknown += std::count(ids.begin(), ids.end(), tokenizer->unknown());
         info.bytes += static_cast<int64_t>(text.size());
         info.words += words.Count(text);
         done_bytes += static_cast<int64_t>(text.size());
         if (options.progress) {
-          options.progress("writing", std::min(done_bytes, source->size_bytes()), source->size_bytes());
+          options.progress("writing", std::min(done_bytes, size_bytes), size_bytes);
         }
         return writer.Append(ids);
-      }));
+      };
+      if (tokens != nullptr) {
+        tokens->Read(order(document++), &ids);
+        ASSIGN_OR_RETURN(const std::string text, tokenizer->Decode(ids));
+        RETURN_IF_ERROR(write(text));
+      } else {
+        RETURN_IF_ERROR(source->ReadDocument(order(document++), [&](absl::string_view text) {
+          ids.clear();
+          tokenizer->EncodePart(text, continued, &ids);
+          continued = true;
+          return write(text);
+        }));
+      }
       RETURN_IF_ERROR(writer.Append({tokenizer->end_of_document()}));
       ++info.documents;
     }
     ASSIGN_OR_RETURN(manifest.splits[s], writer.Finish());
   }
-  if (options.progress) options.progress("writing", source->size_bytes(), source->size_bytes());
+  if (options.progress) options.progress("writing", size_bytes, size_bytes);
   if (unknown > 0 && options.warning) {
     options.warning(absl::StrCat(FormatCount(unknown),
                                  " characters are not in the vocabulary and became <unk> (it was made from the train "
@@ -331,9 +365,7 @@ absl::StatusOr<Manifest> PrepareCorpus(const PrepOptions& options) {
   manifest.end_of_document = tokenizer->end_of_document();
   manifest.seed = options.seed;
   manifest.split = options.split;
-  manifest.documents = Name(source->mode());
   manifest.invalid_utf8 = Name(options.invalid_utf8);
-  manifest.sources = source->names();
   manifest.source_files = static_cast<int64_t>(manifest.sources.size());
   for (SplitInfo& split : manifest.splits) {
     ASSIGN_OR_RETURN(const std::unique_ptr<CorpusReader> reader,

@@ -16,7 +16,7 @@
 namespace mt {
 
 struct PrepOptions {
-  std::string input;  // File, folder (all files below it, in the order of their names) or "-".
+  std::string input;  // File, folder (all files below it, in the order of their names), "-", or a TokenFile.
   std::string output;
   std::string tokenizer = "bpe:10000";      // "bpe:N", "char", what OpenTokenizer or IsHubName takes.
   std::vector<double> split = {85, 10, 5};  // Shares of train, val and test; any positive sum.
