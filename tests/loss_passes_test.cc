@@ -18,6 +18,7 @@
 #include "codegen/plan/plan_verifier.h"
 #include "ir/dynamic_map.h"
 #include "ir/evaluator.h"
+#include "ir/graph_io.h"
 #include "nlohmann/json.hpp"
 #include "passes/pass_manager.h"
 #include "runtime/train/report.h"
@@ -95,6 +96,31 @@ int64_t Instructions(const proto::ProgramProto& program, const std::string& op) 
   int64_t count = 0;
   for (const proto::InstructionProto& instruction : program.instructions()) count += instruction.op() == op ? 1 : 0;
   return count;
+}
+
+// Chunks by shapes alone, and by what kind of device it is.
+TEST(ChunkedLoss, ChunksFollowFromShapes) {
+  const auto chunks = [](const char* spec, int64_t batch, const char* target) -> int64_t {
+    absl::StatusOr<std::unique_ptr<Module>> module = LoadModel(spec, {.batch = batch, .vocab_size = {}, .sets = {}});
+    CHECK(module.ok()) << module.status();
+    CompileReport report;
+    const absl::StatusOr<proto::PlanProto> plan =
+        PassesAndPlan(*std::move(module), {.target = target, .passes = "flash,chunked_loss,pad_vocab"}, report);
+    CHECK(plan.ok()) << plan.status();
+    for (const proto::InstructionProto& instruction : plan->programs(0).instructions()) {
+      if (!absl::StartsWith(instruction.op(), "chunked_loss")) continue;
+      const absl::StatusOr<Attrs> attrs = AttrsFromProto(instruction.attrs());
+      CHECK(attrs.ok()) << attrs.status();
+      return attrs->Int("chunks");
+    }
+    return 0;
+  };
+  EXPECT_EQ(chunks("so_small", 64, "cpu"), 32);     // 16,384 rows of 256, 512 a chunk.
+  EXPECT_EQ(chunks("so_small", 64, "cuda"), 16);    // 1,024.
+  EXPECT_EQ(chunks("gpt2_wide32k", 16, "cpu"), 8);  // 4,096 rows of 768; 32,000 classes.
+  EXPECT_EQ(chunks("gpt2_wide32k", 16, "cuda"), 4);
+  EXPECT_EQ(chunks("gpt2_wide32k", 125, "cuda"), 8);  // 32,000 rows: 4,000.
+  EXPECT_EQ(chunks("tiny_char", 4, "cuda"), 1);
 }
 
 TEST(ChunkedLossTest, TrainsAsTheWrittenOutHead) {

@@ -158,7 +158,7 @@ absl::Status EmitChunkedLoss(const CudaCall& call, CudaSteps& steps) {
       loss.bias = OperandPlace(bias_at);
       loss.bias_dtype = call.operands[static_cast<size_t>(bias_at)].dtype;
     }
-    EmitLossRows(loss, steps);
+    EmitLossRows(loss, call.target, steps);
     if (!backward) continue;
     // dx may be x: its rows of this chunk are read for the last time here.
     proto::CudaMatmulProto dw = product(vocab, width, n, true, false, logits, x_rows, ResultPlace(0));

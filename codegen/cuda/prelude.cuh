@@ -60,6 +60,33 @@ __device__ __forceinline__ float Round(float x) {
   return ToFloat(FromFloat<T>(x));
 }
 
+// Two elements of 16 bits by one conversion, where there is one.
+template <typename T>
+struct Pair {
+  static constexpr bool kIs = false;
+  __device__ __forceinline__ static u32 Of(float, float) { return 0; }
+};
+#if __CUDA_ARCH__ >= 800
+template <>
+struct Pair<bf16> {
+  static constexpr bool kIs = true;
+  __device__ __forceinline__ static u32 Of(float first, float second) {
+    u32 bits;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(second), "f"(first));
+    return bits;
+  }
+};
+template <>
+struct Pair<f16> {
+  static constexpr bool kIs = true;
+  __device__ __forceinline__ static u32 Of(float first, float second) {
+    u32 bits;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(second), "f"(first));
+    return bits;
+  }
+};
+#endif
+
 // N elements at `p`, a multiple of min(16, N sizeof(T)) bytes, as floats; by accesses of at most 16 bytes. `kConstant`:
 // nothing writes there while the kernel runs.
 template <int kBytes>
@@ -106,6 +133,7 @@ struct Pack {
   union {
     Unit units[kCount];
     T elements[N];
+    u32 pairs[N * (int)sizeof(T) < 4 ? 1 : N * (int)sizeof(T) / 4];
   };
   __device__ __forceinline__ Pack() {}
 };
@@ -131,8 +159,13 @@ template <int N, typename T>
 __device__ __forceinline__ void Store(T* p, const float (&from)[N]) {
   typedef Pack<N, T> P;
   P pack;
+  if (Pair<T>::kIs && N % 2 == 0) {
 #pragma unroll
-  for (int i = 0; i < N; ++i) pack.elements[i] = FromFloat<T>(from[i]);
+    for (int i = 0; i < N; i += 2) pack.pairs[i / 2] = Pair<T>::Of(from[i], from[(i + 1) % N]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; ++i) pack.elements[i] = FromFloat<T>(from[i]);
+  }
 #pragma unroll
   for (int i = 0; i < P::kCount; ++i) ((typename P::Unit*)p)[i] = pack.units[i];
 }
@@ -211,5 +244,16 @@ __device__ __forceinline__ void Uniforms(const int* rng, u32 key, u64 sample, u6
 }
 
 // The primitives of ir/scalar.h that are no single operation.
+// tanh x within 4e-7 of it: below 0.6 by a polynomial fitted to (tanh x / x - 1) / x^2, above by 1 - 2 / (e^2x + 1).
+__device__ __forceinline__ float Tanh(float x) {
+  float e, r;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(fabsf(x) * 2.885390082f));
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(e + 1.0f));
+  const float s = x * x;
+  float p = fmaf(0.0156126171f, s, -0.0522117950f);
+  p = fmaf(p, s, 0.133131161f);
+  p = fmaf(p, s, -0.333325982f);
+  return fabsf(x) < 0.6f ? fmaf(p * s, x, x) : copysignf(fmaf(-2.0f, r, 1.0f), x);
+}
 __device__ __forceinline__ float MaxOf(float a, float b) { return a >= b || a != a ? a : b; }
 __device__ __forceinline__ float MinOf(float a, float b) { return a <= b || a != a ? a : b; }

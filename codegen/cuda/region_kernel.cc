@@ -47,7 +47,7 @@ std::string PrimText(const RegionStep& step, absl::string_view a, absl::string_v
     case Prim::kSqrt:
       return absl::StrCat("sqrtf(", a, ")");
     case Prim::kTanh:
-      return absl::StrCat("tanhf(", a, ")");
+      return absl::StrCat("Tanh(", a, ")");
     case Prim::kErf:
       return absl::StrCat("erff(", a, ")");
     case Prim::kSin:
@@ -298,9 +298,11 @@ class RegionWriter {
     return absl::StrCat("(", e, ") % ", n);
   }
 
-  // The vector that all tensors of whole elements allow.
+  // The vector that all tensors of whole elements allow, and of which no result takes more than 16 bytes: the stores of
+  // a warp then fill whole sectors.
   int64_t FlatVector() const {
     int64_t vector = VectorOf({elements_});
+    for (const TensorType& result : call_.results) vector = std::min(vector, 16 / ByteSize(result.dtype));
     if (ReadsRow()) vector = std::min(vector, VectorOf({region_.width}));
     for (const RegionStep& step : region_.steps) {
       if (step.kind != Kind::kLoad || !gathers_[static_cast<size_t>(step.index)].empty()) continue;

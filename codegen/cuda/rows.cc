@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "codegen/cuda/kernel.h"
+#include "codegen/cuda/resources.h"
 #include "codegen/cuda/source.h"
 #include "ir/region.h"
 
@@ -99,7 +100,7 @@ absl::Status EmitLoss(const CudaCall& call, CudaSteps& steps) {
                 .dloss = {},
                 .log_sums = ResultPlace(2),
                 .bias = {}},
-               steps);
+               call.target, steps);
   EmitLossSum(rows, WorkspacePlace(), ResultPlace(0), steps);
   EmitCountLabels(rows, OperandPlace(1), ResultPlace(1), steps);
   return absl::OkStatus();
@@ -137,15 +138,25 @@ constexpr CudaEmitter kEmitters[] = {
 
 }  // namespace
 
-void EmitLossRows(const LossRows& loss, CudaSteps& steps) {
-  const int64_t threads = loss.columns <= 1024 ? 32 : loss.columns <= 8192 ? 256 : 1024;
+void EmitLossRows(const LossRows& loss, const Target& target, CudaSteps& steps) {
+  // Several blocks of a few warps on a processor: one loads while another computes.
+  const int64_t threads = loss.columns <= 1024 ? 32 : loss.columns <= 16384 ? 256 : 512;
   const int64_t block = std::max<int64_t>(threads, 256);
   CudaLaunch launch{.function = "mt_loss_rows", .block = {block, 1, 1}};
+  // A row lies in shared memory between its two passes where a gradient is written over it. Of what a processor has,
+  // the kernel's own and the system's take less than 2 KiB a block.
+  const int64_t row_bytes = CeilDiv(loss.columns * ByteSize(loss.dtype), 16) * 16;
+  const int64_t held_bytes = block / threads * row_bytes, shared_bytes = CudaSharedBytes(target);
+  const bool hold = loss.dloss && held_bytes + (2 << 10) <= shared_bytes;
+  if (hold) launch.shared_bytes = held_bytes;
+  const int64_t fit = hold ? shared_bytes / (held_bytes + (2 << 10)) : 3, most_threads = target.sm == 75 ? 1024 : 1536;
+  const int64_t blocks = std::min(fit, most_threads / block);
   launch.arguments = {loss.logits, loss.labels, loss.losses};
   launch.source = absl::StrCat("typedef ", CudaType(loss.dtype), " T;\n", Constant("kRows", loss.rows),
                                Constant("kColumns", loss.columns), Constant("kClasses", loss.classes),
-                               Constant("kThreads", threads), Constant("kBlock", block),
-                               Constant("kVector", RowVector(loss.columns)));
+                               Constant("kThreads", threads), Constant("kBlock", block), Constant("kBlocks", blocks),
+                               Constant("kVector", RowVector(loss.columns)), Constant("kRowBytes", row_bytes),
+                               "constexpr bool kHold = ", hold ? "true" : "false", ";\n");
   if (loss.dloss) {
     absl::StrAppend(&launch.source, "#define MT_BACKWARD\n");
     launch.arguments.push_back(*loss.dloss);

@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "codegen/cuda/kernel.h"
+#include "ir/target.h"
 #include "ir/tensor_type.h"
 
 namespace mt {
@@ -20,7 +21,7 @@ struct LossRows {
   std::optional<CudaPlace> bias;      // [columns]
   DType bias_dtype = DType::kF32;
 };
-void EmitLossRows(const LossRows& loss, CudaSteps& steps);
+void EmitLossRows(const LossRows& loss, const Target& target, CudaSteps& steps);
 
 // *sum = the sum of losses f32 [rows].
 void EmitLossSum(int64_t rows, CudaPlace losses, CudaPlace sum, CudaSteps& steps);
