@@ -243,7 +243,7 @@ absl::Status BenchModel(const Options& options, const std::string& name, const M
       DType dtype = DType::kF32;
       if (!instruction.operands().empty()) {
         ASSIGN_OR_RETURN(const TensorType type, TypeFromProto(main->tensors(instruction.operands(0)).type()));
-        if (IsFloat(type.dtype)) dtype = type.dtype;
+        if (IsFloat(type.dtype) && type.dtype != DType::kF64) dtype = type.dtype;
       }
       f.kind = MatmulKind(dtype, uses_tf32);
       if (ceilings.flops_per_second.count(f.kind) == 0) {
