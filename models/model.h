@@ -29,7 +29,7 @@ struct ModelOptions {
 // The zoo's names, sorted: models/NAME.textproto and models/NAME.graph.textproto.
 std::vector<std::string> ZooModels();
 
-// SPEC is a file, or a name of the zoo: a ModelSpec, or a ModuleProto where the file name ends in ".graph.textproto"; or
+// SPEC is a file, or a name of the zoo: a ModelSpec, or a ModuleProto where its name ends in ".graph.textproto"; or
 // "hf:DIR", a folder with Hugging Face's config.json (ir/hugging_face.h).
 // Errors: NotFound (lists the zoo), InvalidArgument (bad spec; names the field, the fact and what is expected).
 absl::StatusOr<std::unique_ptr<Module>> LoadModel(const std::string& spec, const ModelOptions& options);

@@ -36,7 +36,7 @@ const std::map<std::string, std::vector<std::string>>& Layers() {
       {"codegen/plan", {"proto", "ir", "codegen/plan"}},
       {"codegen/cuda", {"proto", "ir", "codegen/plan", "codegen/cuda"}},
       {"codegen", {"proto", "ir", "passes", "models", "codegen"}},
-      {"runtime/data", {"ir/base", "runtime/data"}},
+      {"runtime/data", {"ir/base", "proto", "runtime/data"}},
       {"runtime", {"proto", "ir", "codegen/plan", "runtime"}},
       {"tests", {"proto", "ir", "passes", "models", "codegen", "runtime", "bench", "tests"}},
       {"bench", {"proto", "ir", "passes", "models", "codegen", "runtime", "bench", "tests"}},

@@ -2,8 +2,8 @@
 """Small models saved by transformers, and what transformers says of the folders that we write.
 
   make.py OUT                 writes OUT/{gpt2,llama,llama_sharded,mistral}: what transformers saves, and logits.json
-  make.py --logits FOLDER     loads a folder that mtrun --export-hf wrote, and prints the mean loss over its tokens.json,
-                              a list of lists of ids
+  make.py --logits FOLDER     loads a folder that mtrun --export-hf wrote, and prints the mean loss over its
+                              tokens.json, a list of lists of ids
   make.py --safetensors FILE  reads a safetensors file and writes it again with the Python library: the same bytes?
 
 Needs torch and transformers. hugging_face_test reads what the first form writes.
@@ -60,8 +60,9 @@ def make(out):
 
 
 def logits(folder):
-    model, info = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    problems = {k: v for k, v in info.items() if v}
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    model, info = load(folder, dtype=torch.float32, output_loading_info=True)
+    problems = repr({k: v for k, v in info.items() if v})
     with open(os.path.join(folder, "tokens.json")) as f:
         rows = json.load(f)
     model.eval()
@@ -72,7 +73,7 @@ def logits(folder):
             out = torch.log_softmax(model(ids[:, :-1]).logits.double(), -1)
             total += -out.gather(-1, ids[:, 1:, None]).sum().item()
             count += ids.shape[1] - 1
-    print(json.dumps({"model": type(model).__name__, "loss": total / count, "tokens": count, "problems": repr(problems)}))
+    print(json.dumps({"model": type(model).__name__, "loss": total / count, "tokens": count, "problems": problems}))
 
 
 def round_trip(path):
