@@ -145,11 +145,12 @@ TEST_F(CheckpointTest, NoSpaceIsSeenBeforeAnythingIsWritten) {
 
 // Every call of a save fails once in each way: the last good checkpoint is there, or the new one is.
 TEST_F(CheckpointTest, FaultsAtEveryCall) {
+  QuickFiles quick;
   int64_t saves = 0, failures = 0;
   for (const Fault fault : {Fault::kNoSpace, Fault::kIo, Fault::kShort, Fault::kFull, Fault::kDead}) {
     for (int64_t at = 0;; ++at) {
       const std::string folder = Folder("faults");
-      ASSERT_OK(WriteCheckpoint(folder, Made(1), 1));
+      ASSERT_OK(WriteCheckpoint(folder, Made(1), 1, quick));
       FaultyFiles files(fault, at);
       const absl::Status status = WriteCheckpoint(folder, Made(2), 1, files);
       SCOPED_TRACE(absl::StrCat("fault ", static_cast<int>(fault), " at call ", at, ": ", status.ToString()));
@@ -169,7 +170,7 @@ TEST_F(CheckpointTest, FaultsAtEveryCall) {
       // The next save puts everything right.
       RemoveLeftovers(folder, {});
       for (const std::string& name : Names(folder)) EXPECT_THAT(name, ::testing::AnyOf("step-1", "step-2"));
-      ASSERT_OK(WriteCheckpoint(folder, Made(3), 1));
+      ASSERT_OK(WriteCheckpoint(folder, Made(3), 1, quick));
       EXPECT_THAT(Names(folder), ElementsAre("step-3"));
       if (at >= files.calls()) break;
     }
@@ -232,6 +233,12 @@ TEST_F(CheckpointTest, PowerCutsAreSeen) {
   EXPECT_THAT(FindNewestCheckpoint(after), StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("step-2/")));
 }
 
+void WriteQuickly(const std::string& path, const std::string& bytes) {
+  const int descriptor = SystemFiles().CreateFile(path);
+  CHECK_EQ(SystemFiles().WriteAt(descriptor, bytes, 0), static_cast<int64_t>(bytes.size()));
+  SystemFiles().Close(descriptor);
+}
+
 // Puts the right checksums over what was changed, so that the parsers are what is tested.
 void RepairChecksums(const std::string& path) {
   std::string manifest = ReadFile(path + "/manifest.json").value();
@@ -245,8 +252,8 @@ void RepairChecksums(const std::string& path) {
   const size_t at = manifest.rfind(",\n  \"crc32c\": \"");
   if (at == std::string::npos) return;
   const std::string text = absl::StrCat(manifest.substr(0, at), "\n}");
-  ASSERT_OK(WriteFile(path + "/manifest.json", absl::StrCat(manifest.substr(0, at), ",\n  \"crc32c\": \"",
-                                                            absl::StrFormat("%08x", Crc32c(text)), "\"\n}\n")));
+  WriteQuickly(path + "/manifest.json", absl::StrCat(manifest.substr(0, at), ",\n  \"crc32c\": \"",
+                                                     absl::StrFormat("%08x", Crc32c(text)), "\"\n}\n"));
 }
 
 TEST_F(CheckpointTest, BitFlips) {
@@ -256,9 +263,7 @@ TEST_F(CheckpointTest, BitFlips) {
   std::vector<std::string> names;
   for (const auto& [name, bytes] : good) names.push_back(name);
   const auto write = [&](const std::string& name, const std::string& bytes) {
-    const int descriptor = SystemFiles().CreateFile(absl::StrCat(path, "/", name));
-    CHECK_EQ(SystemFiles().WriteAt(descriptor, bytes, 0), static_cast<int64_t>(bytes.size()));
-    SystemFiles().Close(descriptor);
+    WriteQuickly(absl::StrCat(path, "/", name), bytes);
   };
   std::mt19937_64 random(7);
   int64_t found = 0;
