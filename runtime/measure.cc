@@ -494,7 +494,9 @@ absl::StatusOr<Measurement> MeasureProgram(Executor& executor, const Program& pr
                                            const std::function<absl::Status()>& prepare,
                                            const std::function<absl::Status()>& restore) {
   if (executor.backend().name() == "null" || executor.arena() == nullptr) {
-    return absl::InvalidArgumentError("a step can be measured where one is computed, in an arena");
+    return absl::InvalidArgumentError(absl::StrCat("a step can be measured where one is computed, in an arena: not on ",
+                                                   executor.backend().name(),
+                                                   executor.arena() == nullptr ? " with guarded buffers" : ""));
   }
   Measurer measurer(executor, program);
   uint64_t fingerprints[3] = {};
@@ -557,6 +559,7 @@ Measurement Together(const Measurement& a, const Measurement& b) {
 }
 
 int64_t ResidentBytes() { return StatusField("VmRSS:"); }
+int64_t AnonymousBytes() { return StatusField("RssAnon:"); }
 int64_t PeakResidentBytes() { return StatusField("VmHWM:"); }
 void ResetPeakResidentBytes() { std::ofstream("/proc/self/clear_refs") << "5"; }
 

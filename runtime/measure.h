@@ -56,6 +56,8 @@ Measurement Together(const Measurement& a, const Measurement& b);
 // The process's resident bytes now, and their maximum since ResetPeakResidentBytes (or the start).
 int64_t ResidentBytes();
 int64_t PeakResidentBytes();
+// Of those now, what the process wrote itself: without the pages of files that it maps, such as a corpus.
+int64_t AnonymousBytes();
 void ResetPeakResidentBytes();
 
 }  // namespace mt

@@ -162,30 +162,30 @@ class Drift {
   static constexpr int64_t kFirst = 10;
   void Start(Backend& backend) {
     device_bytes_ = backend.UsedDeviceBytes();
-    resident_bytes_ = ResidentBytes();
+    process_bytes_ = AnonymousBytes();
     StartCountingAllocations();
   }
   void Stop(Backend& backend) {
     counts_ = StopCountingAllocations();
     device_bytes_ = backend.UsedDeviceBytes() - device_bytes_;
-    resident_bytes_ = ResidentBytes() - resident_bytes_;
+    process_bytes_ = AnonymousBytes() - process_bytes_;
   }
   std::string Text(bool on_device) const {
     const std::string allocations =
         CanCountAllocations() ? absl::StrCat(counts_.count, " allocations of 4 KiB or more, ") : "";
     const std::string device = on_device ? absl::StrFormat("device %+d bytes, ", device_bytes_) : "";
-    return absl::StrCat(allocations, device, absl::StrFormat("process %+d bytes", resident_bytes_));
+    return absl::StrCat(allocations, device, absl::StrFormat("process %+d bytes", process_bytes_));
   }
   Json ToJson() const {
     return {{"first_step", kFirst},
             {"allocations", CanCountAllocations() ? Json(counts_.count) : Json(nullptr)},
             {"small_allocations", CanCountAllocations() ? Json(counts_.small_count) : Json(nullptr)},
             {"device_bytes", device_bytes_},
-            {"process_bytes", resident_bytes_}};
+            {"process_bytes", process_bytes_}};
   }
 
  private:
-  int64_t device_bytes_ = 0, resident_bytes_ = 0;
+  int64_t device_bytes_ = 0, process_bytes_ = 0;
   AllocationCounts counts_;
 };
 

@@ -12,6 +12,7 @@
 #include "codegen/cuda/code.h"
 #include "codegen/cuda/kernel.h"
 #include "codegen/memory/buffer_assignment.h"
+#include "codegen/plan/plan.h"
 #include "codegen/plan/plan_verifier.h"
 #include "ir/evaluator.h"
 #include "runtime/cuda/backend.h"
@@ -97,6 +98,13 @@ class OpOnCuda : public ::testing::TestWithParam<const OpDef*> {
           ->set_buffer(program.tensors(instruction.operands(operand)).buffer());
       ++count;
     }
+    // A result lives on where its operand's life had ended: nothing may share bytes.
+    int64_t end = 0;
+    for (proto::BufferProto& buffer : *plan.mutable_buffers()) {
+      buffer.set_offset(end);
+      end += AlignedBytes(plan, buffer.size_bytes());
+    }
+    plan.set_arena_bytes(end);
     return count;
   }
 

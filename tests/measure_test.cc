@@ -139,7 +139,7 @@ TEST(MeasureTest, RestoresStatesAndTrainsOnAsIfNothingHadBeen) {
   EXPECT_EQ(losses(true), losses(false));
 }
 
-TEST(MeasureTest, NeedsMemoryThatTheHostCanRead) {
+TEST(MeasureTest, NeedsAStepThatIsComputed) {
   ASSERT_OK_AND_ASSIGN(const auto executor, Executor::Load(TinyPlan(), MakeNullBackend()));
   const auto nothing = [] { return absl::OkStatus(); };
   EXPECT_THAT(MeasureProgram(*executor, *executor->FindProgram("train"), nothing, nothing),

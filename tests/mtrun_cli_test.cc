@@ -255,5 +255,19 @@ TEST_F(MtrunTest, WarningsGoToStandardError) {
   EXPECT_THAT(outcome.out, Not(HasSubstr("warning")));
 }
 
+TEST_F(MtrunTest, GuardedBuffersTrainAlike) {
+  const auto last_step = [](const std::string& out) {
+    const size_t at = out.find("step 3/3");
+    return at == std::string::npos ? out : out.substr(at, out.find("gnorm", at) - at);
+  };
+  const Outcome arena = Run("mtrun tiny.plan --data corpus --steps 3");
+  const Outcome guarded = Run("mtrun tiny.plan --data corpus --steps 3 --debug-arena guard");
+  ASSERT_EQ(guarded.code, 0) << guarded.err;
+  EXPECT_THAT(guarded.out, HasSubstr("each in memory of its own"));
+  EXPECT_EQ(last_step(guarded.out), last_step(arena.out));
+  ExpectError("mtrun tiny.plan --data corpus --debug-arena guard --measure", 2, HasSubstr("leave one of them out"));
+  ExpectError("mtrun tiny.plan --data corpus --device 0", 2, HasSubstr("--device numbers a GPU"));
+}
+
 }  // namespace
 }  // namespace mt
