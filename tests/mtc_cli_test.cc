@@ -60,7 +60,9 @@ TEST_F(MtcTest, CompilesAndInspects) {
 
   const Outcome text = Mtc("inspect toy.plan --text");
   EXPECT_EQ(text.code, 0);
-  EXPECT_THAT(text.out, StartsWith("plan \"toy\" target=cpu passes=\"flash:window=model,chunked_loss:chunks=auto,fuse\" version=1\n"));
+  EXPECT_THAT(
+      text.out,
+      StartsWith("plan \"toy\" target=cpu passes=\"flash:window=model,chunked_loss:chunks=auto,fuse\" version=1\n"));
   const Outcome table = Mtc("inspect toy.plan");
   EXPECT_EQ(table.code, 0);
   EXPECT_THAT(table.out, HasSubstr("of the lower bound"));
