@@ -15,7 +15,7 @@ namespace mt {
 
 struct DownloadOptions {
   std::string bearer;          // Sent to the first host alone; never printed.
-  int64_t attempts = 8;        // In a row that bring no byte.
+  int64_t attempts = 5;        // In a row that bring no byte.
   double backoff_seconds = 1;  // Before the second such attempt; doubled each time, at most 60.
   double stall_seconds = 60;   // A connection that brings next to nothing for so long is given up.
   // Called with bytes done and all bytes (0: not known); may be empty.
