@@ -106,7 +106,7 @@ TEST_F(CudaRuntimeTest, DevicesThatCannotRunThePlan) {
 TEST_F(CudaRuntimeTest, TooLittleMemorySaysWhoHoldsIt) {
   ExpectError("FAKE_CUDA_FREE=100000", Train(), 3,
               AllOf(HasSubstr("needs an arena of"), HasSubstr("97.7 KiB free of 2.0 GiB"), HasSubstr("short; held by"),
-                    HasSubstr("process 1"), HasSubstr("700.0 MiB"), HasSubstr("--memory 608MiB"),
+                    HasSubstr("process 1"), HasSubstr("700.0 MiB"), HasSubstr("--memory 560MiB"),
                     HasSubstr("the peak is at"), Not(HasSubstr("mtc fit"))));
   ExpectError("FAKE_CUDA_FREE=100000", Train("--debug-arena guard"), 3, HasSubstr("share nothing"));
 }
@@ -146,7 +146,7 @@ TEST_F(CudaRuntimeTest, AStepWaitsForNothingAndAllocatesNothing) {
 TEST_F(CudaRuntimeTest, TheSummaryTellsOfTheDevice) {
   const Outcome run = folder_->Run(With("", Train("--out run")));
   ASSERT_EQ(run.code, 0) << run.err;
-  EXPECT_THAT(run.out, AllOf(HasSubstr("device "), HasSubstr("608.0 MiB planned"), HasSubstr("since step 10")));
+  EXPECT_THAT(run.out, AllOf(HasSubstr("device "), HasSubstr("560.0 MiB planned"), HasSubstr("since step 10")));
   const nlohmann::json summary = folder_->ReadJson("run/summary.json");
   EXPECT_EQ(summary["drift"]["device_bytes"], 0);
   const nlohmann::json& allocations = summary["drift"]["allocations"];
