@@ -12,10 +12,12 @@
 namespace mt {
 namespace {
 
+constexpr int64_t kHeldHead = 256;         // Keys of a head that one block holds.
 constexpr int64_t kMultiprocessors = 132;  // Of an H100 or H200 SXM; with others the kernels are right as well.
 
 // How a kernel cuts its work: warpgroups of 64 rows, rows of the other operands at a time, and in how many slots they
-// wait; blocks of a multiprocessor; registers of a thread that computes (0: no warpgroup copies on its own). Backward:
+// wait; blocks of a multiprocessor; registers of a thread that computes (0: no warpgroup copies on its own; else they
+// and 24 of each thread that copies are no more than what the block is launched with, or it waits for ever). Backward:
 // whether products of the next rows are begun before those of these are done, and how many works' rows are held.
 struct Cut {
   int64_t warpgroups, block_rows, slots, blocks, registers;
@@ -57,12 +59,12 @@ std::string Wgmma(int64_t n, bool from_registers, absl::string_view type) {
       ", \"l\"(b), \"r\"(add), ", from_registers ? "" : "\"n\"(kTransposeA), ", "\"n\"(kTransposeB));\n}\n");
 }
 
-// A kernel's text. `rows`: of the tiles that pass by, the columns of products of two tiles in shared memory.
-std::string Source(const CudaCall& call, const CudaAttention& a, std::string constants, int64_t rows,
+// A kernel's text. `columns`: of products of two tiles in shared memory.
+std::string Source(const CudaCall& call, const CudaAttention& a, std::string constants, std::vector<int64_t> columns,
                    absl::string_view skeleton) {
   const absl::string_view type = a.dtype == DType::kBF16 ? "bf16" : "f16";
-  absl::StrAppend(&constants, Wgmma(rows, /*from_registers=*/false, type),
-                  Wgmma(a.width, /*from_registers=*/true, type));
+  for (const int64_t n : columns) absl::StrAppend(&constants, Wgmma(n, /*from_registers=*/false, type));
+  absl::StrAppend(&constants, Wgmma(a.width, /*from_registers=*/true, type));
   return absl::StrCat(AttentionConstants(call, a), constants, CudaText("hopper.cuh"), CudaText(skeleton));
 }
 
@@ -77,12 +79,12 @@ int64_t KvHeadsAtOnce(const CudaAttention& a, int64_t heads_of_one) {
   return std::max<int64_t>(1, std::min(a.batch * a.kv_heads, (int64_t{32} << 20) / bytes));
 }
 
-// [batch, heads, T, D] at `strides`, copied `rows` rows and at most 64 columns at a time.
+// [batch, heads, T, D] at `strides`, copied `rows` rows and `columns` columns at a time; 0: all, but at most 64.
 class Maps {
  public:
   Maps(const CudaAttention& a, CudaLaunch& launch) : a_(a), launch_(launch) {}
-  void Add(CudaPlace place, const HeadStrides& strides, int64_t heads, int64_t rows) {
-    const int64_t columns = std::min<int64_t>(64, a_.width);
+  void Add(CudaPlace place, const HeadStrides& strides, int64_t heads, int64_t rows, int64_t columns = 0) {
+    if (columns == 0) columns = std::min<int64_t>(64, a_.width);
     proto::CudaTensorMapProto map;
     map.set_argument(static_cast<int32_t>(launch_.arguments.size()));
     map.set_dtype(std::string(DTypeName(a_.dtype)));
@@ -109,6 +111,28 @@ void Append(CudaLaunch& launch, std::initializer_list<CudaPlace> places) {
   launch.arguments.insert(launch.arguments.end(), places);
 }
 
+// dq, dk and dv where a block holds a head.
+CudaLaunch Head(const CudaCall& call, const CudaAttention& a) {
+  constexpr int64_t kSlots = 2;
+  const int64_t tiles = CeilDiv(a.length, 64);
+  CudaLaunch launch{.source = Source(call, a, Int("kSlots", kSlots), {64, a.width / 2}, "flash_hopper_head.cuh"),
+                    .function = "mt_flash_hopper_head",
+                    .block = {384, 1, 1}};
+  launch.grid[0] = std::min(kMultiprocessors, a.batch * a.kv_heads);
+  launch.shared_bytes = 1024 + tiles * (4 * 64 * RowBytes(a) + 64 * 128) + 64 * RowBytes(a) +
+                        kSlots * (3 * 64 * RowBytes(a) + 512) + 8 * (6 + 3 * kSlots);
+  Maps maps(a, launch);
+  maps.AddDOut(64);
+  maps.AddQ(64);
+  maps.AddKV(64);
+  maps.Add(a.out, a.out_strides, a.heads, 64);
+  Append(launch, {a.lse, a.rng});
+  maps.Add(a.dq, a.q_strides, a.heads, 64, a.width / 2);  // Each warpgroup has half the columns.
+  maps.Add(a.dk, a.kv_strides, a.kv_heads, 64);
+  maps.Add(a.dv, a.kv_strides, a.kv_heads, 64);
+  return launch;
+}
+
 // Constants of the two kernels of flash_hopper_backward.cuh.
 std::string BackwardSource(const CudaCall& call, const CudaAttention& a, const Cut& cut, int64_t heads_at_once,
                            absl::string_view which) {
@@ -116,7 +140,7 @@ std::string BackwardSource(const CudaCall& call, const CudaAttention& a, const C
                       Source(call, a,
                              absl::StrCat(CutConstants(cut, "kBlockRows", heads_at_once), Int("kAhead", cut.ahead),
                                           Int("kHeld", cut.held)),
-                             cut.block_rows, "flash_hopper_backward.cuh"));
+                             {cut.block_rows}, "flash_hopper_backward.cuh"));
 }
 // `numbers`: bytes beside each row that passes by.
 int64_t BackwardSharedBytes(const CudaAttention& a, const Cut& cut, int64_t numbers) {
@@ -173,14 +197,16 @@ bool HasHopperAttention(const CudaCall& call, const CudaAttention& a) {
 }
 
 void EmitHopperForward(const CudaCall& call, const CudaAttention& a, CudaSteps& steps) {
-  // Measured on an H200: wide tiles pay where there are many of keys; two smaller blocks beside each other hide what
-  // short rows wait for, and leave registers for the random numbers of dropout.
+  // Measured on an H200: short heads are one tile, wide tiles pay where there are many keys, and between them two
+  // smaller blocks beside each other hide what rows wait for; these also have registers for the numbers of dropout.
   const bool dropout = call.attrs->Double("rate") > 0;
-  const Cut cut = a.width > 64                 ? Cut{2, 128, 4, 1, 240}
-                  : a.length > 512 && !dropout ? Cut{3, 128, 4, 1, 160}
-                                               : Cut{2, 64, 6, 2, 0};
+  const Cut cut = a.width > 64            ? Cut{2, 128, 4, 1, 240}
+                  : dropout               ? Cut{2, 64, 6, 2, 0}
+                  : a.length <= kHeldHead ? Cut{4, 64, 6, 1, 112}
+                  : a.length <= 512       ? Cut{2, 64, 6, 2, 0}
+                                          : Cut{3, 128, 4, 1, 160};
   CudaLaunch launch{.source = Source(call, a, CutConstants(cut, "kBlockKeys", KvHeadsAtOnce(a, 1) * a.group()),
-                                     cut.block_rows, "flash_hopper_forward.cuh"),
+                                     {cut.block_rows}, "flash_hopper_forward.cuh"),
                     .function = "mt_flash_hopper"};
   launch.grid[0] = cut.Grid(a.batch * a.heads * cut.Tiles(a.length));
   launch.block[0] = 128 * (cut.warpgroups + (cut.registers > 0 ? 1 : 0));
@@ -196,6 +222,10 @@ void EmitHopperForward(const CudaCall& call, const CudaAttention& a, CudaSteps& 
 }
 
 void EmitHopperBackward(const CudaCall& call, const CudaAttention& a, CudaSteps& steps) {
+  if (a.length <= kHeldHead && a.width <= 64) {
+    steps.Launch(Head(call, a));
+    return;
+  }
   steps.Launch(Queries(call, a));
   steps.Launch(KeysAndValues(call, a));
 }

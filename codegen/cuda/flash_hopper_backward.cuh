@@ -171,6 +171,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, kBlocks)
       const bool all =
           (j + 1) * kBlockRows <= kLength && (!kCausal || ((j + 1) * kBlockRows - 1 <= my_first &&
                                                            (kWindow < 0 || j * kBlockRows + kWindow >= my_first + 63)));
+      u32 kept[kBlockRows / 64];
+      if (kDropout) KeptOfQueries(rng, b, h, t, j * kBlockRows, kept);
       WaitProducts<1>();
       Pin(scores);
 #pragma unroll
@@ -187,17 +189,9 @@ extern "C" __global__ void __launch_bounds__(kThreads, kBlocks)
       WaitProducts<0>();
       Pin(dp);
 #pragma unroll
-      for (int n = 0; n < kBlockRows / 8; ++n) {
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
-          float keep[2] = {1.0f, 1.0f};
-          if (kDropout) KeepPair(rng, b, h, t + 8 * r, s + n * 8, keep);
-#pragma unroll
-          for (int i = 4 * n + 2 * r; i < 4 * n + 2 * r + 2; ++i) {
-            const float minus = kDropout ? dp[i] * keep[i % 2] - my_delta[r] : dp[i] - my_delta[r];
-            scores[i] *= minus;
-          }
-        }
+      for (int i = 0; i < kBlockRows / 2; ++i) {
+        if (kDropout) dp[i] = kept[i / 32] >> i % 32 & 1 ? dp[i] * kKeep : 0.0f;
+        scores[i] *= dp[i] - my_delta[i / 2 % 2];
       }
       PackWeights(scores, ds);
       Pin(ds);
@@ -388,7 +382,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, kBlocks)
                        : "r"(my_numbers + which * 4 * kBlockRows + n * 32)
                        : "memory");
         };
-        u32 kept[(kBlockRows / 2 + 31) / 32];  // Of weight i, bit i: it is not dropped.
+        u32 kept[kBlockRows / 64];
+        if (kDropout) KeptOfKeys(rng, b, my_h, my_at, s, kept);
         WaitProducts<1>();
         Pin(scores);
 #pragma unroll
@@ -405,14 +400,6 @@ extern "C" __global__ void __launch_bounds__(kThreads, kBlocks)
             const bool sees =
                 key < kLength && t < kLength && (!kCausal || (key <= t && (kWindow < 0 || key + (int)kWindow >= t)));
             if (!sees) scores[c] = 0;
-          }
-        }
-        if (kDropout) {
-#pragma unroll
-          for (int c = 0; c < kBlockRows / 2; ++c) {
-            const int t = my_at + lane % 4 * 2 + c / 4 * 8 + c % 2, key = s + c / 2 % 2 * 8;
-            const u32 bit = Keep(rng, b, my_h, t, key) != 0 ? 1u : 0u;
-            kept[c / 32] = c % 32 == 0 ? bit : kept[c / 32] | bit << c % 32;
           }
         }
         if (kDropout) {

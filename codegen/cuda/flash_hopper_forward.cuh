@@ -1,10 +1,9 @@
 // Attention forward on Hopper: kWarpgroups warpgroups of 64 queries each, kBlockKeys keys at a time, which come through
 // a ring of kSlots tiles; Shah et al., "FlashAttention-3" (2024), algorithm 2: the scores of the next keys and the sums
 // over these are multiplied while the softmax of the next is taken. Weights stay in registers. Blocks go from tile to
-// tile of queries, whose copies run ahead. Constants before this
-// text, beside those of hopper.cuh: kBatch, kHeadsAtOnce (heads whose keys and values are worked on at one time),
-// kBlocks (of a multiprocessor), kRegisters (of a thread that computes, beside a warpgroup that copies; 0: its first
-// thread copies, too).
+// tile of queries, and their copies run ahead. Constants before this text, beside those of hopper.cuh: kBatch,
+// kHeadsAtOnce (heads whose keys and values are worked on at one time), kBlocks (of a multiprocessor), kRegisters (of a
+// thread that computes, beside a warpgroup that copies; 0: its first thread copies, too).
 constexpr bool kCopyWarps = kRegisters > 0;
 constexpr int kRows = 64 * kWarpgroups, kThreads = 128 * (kWarpgroups + kCopyWarps);
 constexpr int kTiles = ((int)kLength + kRows - 1) / kRows, kWork = (int)(kBatch * kHeads) * kTiles;
@@ -175,16 +174,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, kBlocks)
         total[i / 2 % 2] += scores[i];
       }
       if (kDropout) {
+        u32 kept[kBlockKeys / 64];
+        KeptOfQueries(rng, b, h, t, j * kBlockKeys, kept);
 #pragma unroll
-        for (int n = 0; n < kBlockKeys / 8; ++n) {
-#pragma unroll
-          for (int r = 0; r < 2; ++r) {
-            float keep[2];
-            KeepPair(rng, b, h, t + 8 * r, s + n * 8, keep);
-            scores[4 * n + 2 * r] *= keep[0];
-            scores[4 * n + 2 * r + 1] *= keep[1];
-          }
-        }
+        for (int i = 0; i < kBlockKeys / 2; ++i) scores[i] = kept[i / 32] >> i % 32 & 1 ? scores[i] * kKeep : 0.0f;
       }
     };
 

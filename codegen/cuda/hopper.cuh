@@ -78,14 +78,16 @@ __device__ __forceinline__ void CopyTile(const TensorMap& map, u32 to, int box_b
   }
 }
 // The other way; rows behind the last are left out. The memory may be written again after WaitForStores.
+__device__ __forceinline__ void StoreBox(const TensorMap& map, u32 from, int column, int row, int head, int batch) {
+  asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%0, {%1, %2, %3, %4}], [%5];\n" ::"l"(&map),
+               "r"(column), "r"(row), "r"(head), "r"(batch), "r"(from)
+               : "memory");
+}
+__device__ __forceinline__ void CommitStores() { asm volatile("cp.async.bulk.commit_group;\n" ::: "memory"); }
 __device__ __forceinline__ void StoreTile(const TensorMap& map, u32 from, int box_bytes, int row, int head, int batch) {
 #pragma unroll
-  for (int c = 0; c < kChunks; ++c) {
-    asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%0, {%1, %2, %3, %4}], [%5];\n" ::"l"(&map),
-                 "r"(c * kColumns), "r"(row), "r"(head), "r"(batch), "r"(from + c * box_bytes)
-                 : "memory");
-  }
-  asm volatile("cp.async.bulk.commit_group;\n" ::: "memory");
+  for (int c = 0; c < kChunks; ++c) StoreBox(map, from + c * box_bytes, c * kColumns, row, head, batch);
+  CommitStores();
 }
 __device__ __forceinline__ void WaitForStores() { asm volatile("cp.async.bulk.wait_group.read 0;\n" ::: "memory"); }
 // What this thread wrote to shared memory is seen by the copy engine and by wgmma.
@@ -181,12 +183,12 @@ __device__ __forceinline__ void PutTile(const float (&sums)[N], float upper, flo
   const int lane = threadIdx.x % 32, row = threadIdx.x % 128 / 32 * 16 + lane / 4;
 #pragma unroll
   for (int n = 0; n < N / 4; ++n) {
-    const u32 box = to + n * 16 / kRowBytes * 64 * kRowBytes;
-    const int byte = n * 16 % kRowBytes + lane % 4 * 4;
-    asm volatile("st.shared.b32 [%0], %1;\n" ::"r"(box + Swizzled(row, byte)),
+    const u32 box = to + n * 16 / kBytes * 64 * kBytes;
+    const int byte = n * 16 % kBytes + lane % 4 * 4;
+    asm volatile("st.shared.b32 [%0], %1;\n" ::"r"(box + Swizzled<kBytes>(row, byte)),
                  "r"(PackTwo(sums[4 * n] * upper, sums[4 * n + 1] * upper))
                  : "memory");
-    asm volatile("st.shared.b32 [%0], %1;\n" ::"r"(box + Swizzled(row + 8, byte)),
+    asm volatile("st.shared.b32 [%0], %1;\n" ::"r"(box + Swizzled<kBytes>(row + 8, byte)),
                  "r"(PackTwo(sums[4 * n + 2] * lower, sums[4 * n + 3] * lower))
                  : "memory");
   }
@@ -206,3 +208,67 @@ struct Ring {
     }
   }
 };
+
+// Which weights of a block are not dropped: bit i of word w is that of weight c[32 w + i] of a product. Each number of
+// Philox is made by one thread of those that need it, where rows of weights hold whole groups of four.
+//
+// Of a product of queries t (and t + 8) of this thread by keys s ... of the block, s a multiple of 4.
+template <int N>
+__device__ __forceinline__ void KeptOfQueries(const int* rng, int b, int h, int t, int s, u32 (&kept)[N]) {
+  const int lane = threadIdx.x % 32, odd = lane % 2;
+#pragma unroll
+  for (int w = 0; w < N; ++w) {
+    u32 mine = 0;
+    if (kLength % 4 == 0) {
+#pragma unroll
+      for (int n = 0; n < 8; ++n) {
+        float u[4];
+        const u64 row = (u64)h * kLength + t + 8 * odd;
+        Uniforms<4>(rng, (u32)kKey, b, row * kLength + s + w * 64 + n * 8 + lane % 4 / 2 * 4, u);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) mine |= (u[i] < kRate ? 0u : 1u) << (4 * n + i);
+      }
+      const u32 other = __shfl_xor_sync(0xffffffffu, mine, 1);
+      const u32 upper = odd ? other : mine, lower = odd ? mine : other;
+      kept[w] = (upper >> 2 * odd & 0x33333333u) | (lower >> 2 * odd & 0x33333333u) << 2;
+    } else {
+#pragma unroll
+      for (int i = 0; i < 32; ++i) {
+        const int key = s + w * 64 + i / 4 * 8 + lane % 4 * 2 + i % 2;
+        mine |= (Keep(rng, b, h, t + i / 2 % 2 * 8, key) != 0 ? 1u : 0u) << i;
+      }
+      kept[w] = mine;
+    }
+  }
+}
+// Of a product of keys s (and s + 8) of this thread by queries t ... of the block.
+template <int N>
+__device__ __forceinline__ void KeptOfKeys(const int* rng, int b, int h, int t, int s, u32 (&kept)[N]) {
+  const int lane = threadIdx.x % 32, own = lane / 4 % 4, column = t + lane % 4 * 2;
+#pragma unroll
+  for (int w = 0; w < N; ++w) {
+    u32 mine = 0;
+    if (kLength % 4 == 0) {
+#pragma unroll
+      for (int n = 0; n < 8; ++n) {
+        float u[4];
+        const u64 row = (u64)h * kLength + column + w * 64 + n * 8 + own % 2;
+        Uniforms<4>(rng, (u32)kKey, b, row * kLength + s - own + own / 2 * 8, u);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) mine |= (u[i] < kRate ? 0u : 1u) << (4 * n + i);
+      }
+      kept[w] = (mine >> own & 0x11111111u) << own;
+#pragma unroll
+      for (int k = 1; k < 4; ++k) {
+        kept[w] |= (__shfl_xor_sync(0xffffffffu, mine, 4 * k) >> own & 0x11111111u) << (own ^ k);
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < 32; ++i) {
+        const int query = column + w * 64 + i / 4 * 8 + i % 2;
+        mine |= (Keep(rng, b, h, query, s + i / 2 % 2 * 8) != 0 ? 1u : 0u) << i;
+      }
+      kept[w] = mine;
+    }
+  }
+}
