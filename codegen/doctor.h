@@ -13,7 +13,8 @@ struct Diagnosis {
   std::string subject, finding;
 };
 
-// CPU, cores, memory, libraries, GPU, CUDA, the zoo, mtrun beside mtc, and one tiny model compiled, verified and read back.
+// CPU, cores, memory, libraries, GPU, CUDA, the zoo, mtrun beside mtc, and one tiny model compiled, verified and read
+// back.
 std::vector<Diagnosis> Examine();
 
 // "ok    cores    2 of 2 usable", a line each.

@@ -30,9 +30,9 @@ void CudaSteps::Launch(CudaLaunch launch) {
     const int64_t most = i == 0 ? 0x7fffffff : 0xffff;
     CHECK_GT(launch.grid[i], 0) << proto.function();
     if (launch.grid[i] <= most) continue;
-    status_.Update(absl::UnimplementedError(
-        absl::StrCat(proto.function(), " would need ", launch.grid[i], " blocks, and dimension ", i,
-                     " of a grid has at most ", most, "; use a smaller batch or sequence")));
+    status_.Update(absl::UnimplementedError(absl::StrCat(proto.function(), " would need ", launch.grid[i],
+                                                         " blocks, and dimension ", i, " of a grid has at most ", most,
+                                                         "; use a smaller batch or sequence")));
   }
   CHECK_LE(launch.block[0] * launch.block[1] * launch.block[2], 1024);
   proto.set_shared_bytes(static_cast<int32_t>(launch.shared_bytes));
