@@ -135,8 +135,7 @@ Json MemoryJson(const Executor& executor, const std::optional<Measurement>& meas
     }
   }
   if (measurement) {
-    Json measured = {{"arena_bytes", measurement->measured_arena_bytes},
-                     {"idle_workspace_bytes", measurement->idle_workspace_bytes}};
+    Json measured = {{"arena_bytes", measurement->measured_arena_bytes}};
     for (const PhaseMeasurement& phase : measurement->phases) {
       planned["by_phase"][phase.phase]["written_bytes"] = phase.planned_bytes;
       measured["by_phase"][phase.phase]["written_bytes"] = phase.measured_bytes;
@@ -144,6 +143,7 @@ Json MemoryJson(const Executor& executor, const std::optional<Measurement>& meas
     json["planned"] = std::move(planned);
     json["measured"] = std::move(measured);
     json["agree"] = measurement->agrees();
+    json["idle_workspace_bytes"] = measurement->idle_workspace_bytes;
     json["differences"] = measurement->differences;
     json["same_over_poisons"] = measurement->same_over_poisons;
     if (measurement->counted_allocations) {
