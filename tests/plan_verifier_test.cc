@@ -17,15 +17,16 @@ namespace {
 
 using ::testing::HasSubstr;
 
-proto::PlanProto MustCompile(std::unique_ptr<Module> module) {
-  absl::StatusOr<proto::PlanProto> plan = Compile(std::move(module), {});
+proto::PlanProto MustCompile(std::unique_ptr<Module> module, const CompileOptions& options = {}) {
+  absl::StatusOr<proto::PlanProto> plan = Compile(std::move(module), options);
   CHECK(plan.ok()) << plan.status();
   return *std::move(plan);
 }
 
 proto::PlanProto GptPlan() {
   return MustCompile(
-      SmallTransformer("tied_head: true attention_bias: true mlp_bias: true norm_bias: true dropout: 0.2"));
+      SmallTransformer("tied_head: true attention_bias: true mlp_bias: true norm_bias: true dropout: 0.2"),
+      {.passes = "flash"});
 }
 
 int InstructionOf(const proto::ProgramProto& program,
