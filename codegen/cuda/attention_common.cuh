@@ -1,7 +1,16 @@
 // What all attention kernels share. Constants before this text: T, the strides of attention.h, kHeads, kGroup (heads
 // that share a key-value head), kLength, kWidth, kCausal, kWindow (-1: none), kScale, kDropout, kRate, kKeep
 // (1 / (1 - rate)), kKey.
+constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
+constexpr float kScale2 = kScale * kLog2E;  // Scores are taken to base 2.
+
 __device__ __forceinline__ float NegativeInfinity() { return __uint_as_float(0xff800000u); }
+__device__ __forceinline__ float Exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ u32 SharedAddress(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 
 __device__ __forceinline__ bool Sees(int t, int s) {
   if (s >= kLength || t >= kLength) return false;

@@ -6,19 +6,11 @@ constexpr int kTile = 64, kTiles = (kLength + kTile - 1) / kTile;
 constexpr int kStride = kWidth + 8;  // Of a row in shared memory: rows of a matrix lie in different banks.
 constexpr int kTileElements = kTile * kStride;
 constexpr int kDepth = kWidth / 16;  // Steps of 16 along a row.
-constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
-constexpr float kScale2 = kScale * kLog2E;  // Scores are taken to base 2.
 
-__device__ __forceinline__ u32 SharedAddress(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 __device__ __forceinline__ void Commit() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
 template <int kLeft>
 __device__ __forceinline__ void WaitCopies() {
   asm volatile("cp.async.wait_group %0;\n" ::"n"(kLeft) : "memory");
-}
-__device__ __forceinline__ float Exp2(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
 }
 
 // Rows first ... first + 63 of a head, kRow elements from row to row, to shared memory; zeros behind its end.

@@ -45,6 +45,19 @@ __device__ __forceinline__ void GiveBack(u32 barrier) {
   __syncwarp();
 }
 
+// Of 64 held rows of two operands with the block's rows of two: scores, and gradients of weights; a group each.
+template <int N>
+__device__ __forceinline__ void MultiplyBoth(u32 held_left, u32 held_right, u32 block, float (&scores)[N],
+                                             float (&dp)[N]) {
+  Pin(dp);
+  Pin(scores);
+  FenceProducts();
+  RowsTimesRows(held_left, kHeldBox, block, kBox, scores);
+  CommitProducts();
+  RowsTimesRows(held_right, kHeldBox, block + kTileBytes, kBox, dp);
+  CommitProducts();
+}
+
 #ifdef MT_QUERIES
 extern "C" __global__ void __launch_bounds__(kThreads, kBlocks)
     mt_flash_hopper_dq(const __grid_constant__ TensorMap dout, const __grid_constant__ TensorMap q,
@@ -56,18 +69,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kBlocks)
   const u32 held_full = tiles + kSlots * kSlotBytes, held_empty = held_full + 16, full = held_empty + 16,
             empty = full + 8 * kSlots;
   const int warpgroup = Warpgroup(), lane = threadIdx.x % 32;
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < kHeld; ++i) {
-      InitBarrier(held_full + 8 * i, 1);
-      InitBarrier(held_empty + 8 * i, kWarpgroups);
-    }
-    for (int i = 0; i < kSlots; ++i) {
-      InitBarrier(full + 8 * i, 1);
-      InitBarrier(empty + 8 * i, 4 * kWarpgroups);
-    }
-    FenceBarriers();
-  }
-  __syncthreads();
+  InitRings<kHeld, kSlots>(held_full, held_empty, full, 1, empty, kWarpgroups);
   const auto begin_of = [](const Work& work) { return FirstKey(work.first) / kBlockRows; };
   const auto end_of = [](const Work& work) {
     const int last = kCausal && work.first + kRows < kLength ? work.first + kRows : (int)kLength;
@@ -135,16 +137,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kBlocks)
     const auto release = [&](int slot) {
       if (lane == 0) Arrive(empty + 8 * slot);
     };
-    const auto multiply = [&](int slot) {  // Scores, and gradients of weights.
-      const u32 keys = tiles + slot * kSlotBytes;
-      Pin(dp);
-      Pin(scores);
-      FenceProducts();
-      RowsTimesRows(queries, kHeldBox, keys, kBox, scores);
-      CommitProducts();
-      RowsTimesRows(douts, kHeldBox, keys + kTileBytes, kBox, dp);
-      CommitProducts();
-    };
+    const auto multiply = [&](int slot) { MultiplyBoth(queries, douts, tiles + slot * kSlotBytes, scores, dp); };
     Wait(held_full + 8 * held_ring.slot, held_ring.parity);
 #pragma unroll 1
     for (int j = end; j > my_end; --j) release(take());
@@ -239,18 +232,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kBlocks)
   const u32 held_full = numbers + kSlots * 8 * kBlockRows, held_empty = held_full + 16, full = held_empty + 16,
             empty = full + 8 * kSlots;
   const int warpgroup = Warpgroup(), lane = threadIdx.x % 32;
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < kHeld; ++i) {
-      InitBarrier(held_full + 8 * i, 1);
-      InitBarrier(held_empty + 8 * i, kWarpgroups);
-    }
-    for (int i = 0; i < kSlots; ++i) {
-      InitBarrier(full + 8 * i, 1 + 32);
-      InitBarrier(empty + 8 * i, 4 * kWarpgroups);
-    }
-    FenceBarriers();
-  }
-  __syncthreads();
+  InitRings<kHeld, kSlots>(held_full, held_empty, full, 1 + 32, empty, kWarpgroups);
   // The first keys are seen by the most queries. Blocks of queries that see some of them: [begin, begin + blocks).
   const auto begin_of = [](const Work& work) { return kCausal ? work.first / kBlockRows : 0; };
   const auto last_of = [](const Work& work) {
@@ -351,16 +333,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kBlocks)
       }
       return false;
     };
-    const auto multiply = [&] {
-      const u32 queries = tiles + slot * kSlotBytes;
-      Pin(dp);
-      Pin(scores);
-      FenceProducts();
-      RowsTimesRows(keys, kHeldBox, queries, kBox, scores);
-      CommitProducts();
-      RowsTimesRows(values, kHeldBox, queries + kTileBytes, kBox, dp);
-      CommitProducts();
-    };
+    const auto multiply = [&] { MultiplyBoth(keys, values, tiles + slot * kSlotBytes, scores, dp); };
     Wait(held_full + 8 * held_ring.slot, held_ring.parity);
     int used = 0;
     const bool some = next();

@@ -40,18 +40,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kBlocks)
   const u32 held_full = tiles + kSlots * kKeysBytes, held_empty = held_full + 16, full = held_empty + 16,
             empty = full + 8 * kSlots;
   const int warpgroup = Warpgroup(), lane = threadIdx.x % 32;
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < 2; ++i) {
-      InitBarrier(held_full + 8 * i, 1);
-      InitBarrier(held_empty + 8 * i, kWarpgroups);
-    }
-    for (int i = 0; i < kSlots; ++i) {
-      InitBarrier(full + 8 * i, 1);
-      InitBarrier(empty + 8 * i, 4 * kWarpgroups);
-    }
-    FenceBarriers();
-  }
-  __syncthreads();
+  InitRings<2, kSlots>(held_full, held_empty, full, 1, empty, kWarpgroups);
 
   // Who copies. Of each work: queries; keys of the last block, then keys of each block before it and values of the one
   // behind, at last values of the first.

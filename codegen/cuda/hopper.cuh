@@ -11,25 +11,9 @@ struct alignas(64) TensorMap {
 
 constexpr int kColumns = kWidth < 64 ? (int)kWidth : 64, kChunks = (int)kWidth / kColumns;
 constexpr int kRowBytes = 2 * kColumns;  // Of a box: 64 or 128.
-constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
-constexpr float kScale2 = kScale * kLog2E;  // Scores are taken to base 2.
 
-__device__ __forceinline__ u32 SharedAddress(const void* p) { return (u32)__cvta_generic_to_shared(p); }
-__device__ __forceinline__ float Exp2(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
 // Two elements of T.
-__device__ __forceinline__ u32 PackTwo(float low, float high) {
-  u32 y;
-  if (kBf16) {
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
-  } else {
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
-  }
-  return y;
-}
+__device__ __forceinline__ u32 PackTwo(float low, float high) { return Pair<T>::Of(low, high); }
 template <int kRegisters>
 __device__ __forceinline__ void GiveRegistersBack() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;\n" ::"n"(kRegisters));
@@ -208,6 +192,25 @@ struct Ring {
     }
   }
 };
+
+// The barriers of two rings, for all threads of a block: what is held, filled by one arrival and emptied by one of each
+// warpgroup; and tiles, filled by `filling` arrivals and emptied by one of each warp.
+template <int kHeldSlots, int kTileSlots>
+__device__ __forceinline__ void InitRings(u32 held_full, u32 held_empty, u32 full, int filling, u32 empty,
+                                          int warpgroups) {
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < kHeldSlots; ++i) {
+      InitBarrier(held_full + 8 * i, 1);
+      InitBarrier(held_empty + 8 * i, warpgroups);
+    }
+    for (int i = 0; i < kTileSlots; ++i) {
+      InitBarrier(full + 8 * i, filling);
+      InitBarrier(empty + 8 * i, 4 * warpgroups);
+    }
+    FenceBarriers();
+  }
+  __syncthreads();
+}
 
 // Which weights of a block are not dropped: bit i of word w is that of weight c[32 w + i] of a product. Each number of
 // Philox is made by one thread of those that need it, where rows of weights hold whole groups of four.
