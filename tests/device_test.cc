@@ -206,12 +206,6 @@ class DeviceTest : public ::testing::Test {
                         eval->loss, result->interrupted ? ", interrupted" : "");
   }
   static std::unique_ptr<Backend> Cpu() { return std::move(MakeCpuBackend(1)).value(); }
-  static TrainOptions Steps(int64_t steps) {
-    TrainOptions options;
-    options.steps = steps;
-    options.scalars.lr = 3e-3;
-    return options;
-  }
 
   static std::string* folder_;
   static int64_t vocab_;

@@ -53,6 +53,14 @@ inline proto::PlanProto TinyPlan(std::vector<std::string> more = {}, int64_t bat
   return MustCompile("tiny_char", {.batch = batch, .sequence = sequence, .vocab_size = vocab, .sets = sets});
 }
 
+// So many steps of a small model, with a learning rate that it bears.
+inline TrainOptions Steps(int64_t steps) {
+  TrainOptions options;
+  options.steps = steps;
+  options.scalars.lr = 3e-3;
+  return options;
+}
+
 // A loaded plan and its inputs, fed without a corpus.
 struct LoadedPlan {
   std::unique_ptr<Executor> executor;

@@ -127,12 +127,6 @@ class TrainerTest : public ::testing::Test {
     ASSIGN_OR_RETURN(loaded.trainer, Trainer::Create(*loaded.executor, Data()));
     return loaded;
   }
-  static TrainOptions Steps(int64_t steps) {
-    TrainOptions options;
-    options.steps = steps;
-    options.scalars.lr = 3e-3;
-    return options;
-  }
 
   static std::string* folder_;
   static int64_t vocab_;
