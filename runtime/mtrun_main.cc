@@ -205,6 +205,7 @@ class Run {
   absl::Status Trace();
   absl::Status Train();
   absl::StatusOr<bool> GoBack(const TrainState& failed, const absl::Status& why);
+  absl::Status GiveUp(const TrainState& failed, const absl::Status& why);
   absl::Status EvaluateOnly();
 
   const ParsedArgs& args_;
@@ -440,6 +441,28 @@ absl::StatusOr<bool> Run::GoBack(const TrainState& failed, const absl::Status& w
   return true;
 }
 
+// The error of a run that went back too often. Takes the attempt once more, up to the step that failed, to name the op.
+absl::Status Run::GiveUp(const TrainState& failed, const absl::Status& why) {
+  std::string op;
+  const TrainState from = std::exchange(options_.from, TrainState());
+  int64_t done = from.steps;
+  TrainHooks replay;
+  replay.on_step = [&](const StepMetrics& step) {
+    done = step.step;
+    return absl::OkStatus();
+  };
+  replay.interrupted = [&] { return done >= failed.steps - 1; };
+  if (SetStates().ok()) {
+    options_.from = from;
+    if (trainer_->Train(options_, replay).ok()) op = FirstNotFinite(*executor_, *trainer_, options_, failed);
+  }
+  const std::string good = folder_->last_saved_step() < 0
+                               ? ""
+                               : absl::StrCat("; ", out_, "/", CheckpointName(folder_->last_saved_step()), " is good");
+  return absl::OutOfRangeError(absl::StrCat(why.message(), op.empty() ? "" : "; ", op, "; the run went back ",
+                                            failed.setbacks, " times and stops", good));
+}
+
 absl::Status Run::Train() {
   ASSIGN_OR_RETURN(const int64_t steps, trainer_->PlannedSteps(options_));
   ASSIGN_OR_RETURN(const CorpusReader* reader, trainer_->Reader("train"));
@@ -496,28 +519,7 @@ absl::Status Run::Train() {
   while (folder_ != nullptr && failed) {
     printer.Break();
     ASSIGN_OR_RETURN(const bool again, GoBack(*failed, trained.status()));
-    if (!again) {
-      // The attempt once more, up to the step that failed.
-      std::string op;
-      const TrainState from = std::exchange(options_.from, TrainState());
-      int64_t done = from.steps;
-      TrainHooks replay;
-      replay.on_step = [&](const StepMetrics& step) {
-        done = step.step;
-        return absl::OkStatus();
-      };
-      replay.interrupted = [&] { return done >= failed->steps - 1; };
-      if (SetStates().ok()) {
-        options_.from = from;
-        if (trainer_->Train(options_, replay).ok()) op = FirstNotFinite(*executor_, *trainer_, options_, *failed);
-      }
-      return absl::OutOfRangeError(
-          absl::StrCat(trained.status().message(), op.empty() ? "" : "; ", op, "; the run went back ", failed->setbacks,
-                       " times and stops",
-                       folder_->last_saved_step() < 0
-                           ? ""
-                           : absl::StrCat("; ", out_, "/", CheckpointName(folder_->last_saved_step()), " is good")));
-    }
+    if (!again) return GiveUp(*failed, trained.status());
     failed.reset();
     RETURN_IF_ERROR(metrics.Open(out_ + "/" + kMetricsFile));
     RETURN_IF_ERROR(events.GoBack(options_.from.steps));
