@@ -241,6 +241,8 @@ absl::Status CompileCommand(const ParsedArgs& args) {
 // Whether the argument of inspect is a plan: by its name or by how it begins.
 bool IsPlan(const std::string& path) {
   if (absl::EndsWith(path, ".plan")) return true;
+  std::error_code ignored;
+  if (!fs::is_regular_file(path, ignored)) return false;
   FILE* file = std::fopen(path.c_str(), "rb");
   if (file == nullptr) return false;
   char head[8];

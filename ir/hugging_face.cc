@@ -13,6 +13,8 @@ namespace {
 using nlohmann::json;
 using proto::ModelSpec;
 
+constexpr int kMaxDepth = 64;
+
 const json& Member(const json& object, const char* key) {
   static const json& null = *new json;
   if (!object.is_object()) return null;
@@ -235,7 +237,13 @@ absl::StatusOr<std::string> HuggingFaceConfig(const ModelSpec& spec) {
 }
 
 absl::StatusOr<ModelSpec> SpecFromHuggingFace(absl::string_view config_json) {
-  const json config = json::parse(config_json.begin(), config_json.end(), nullptr, /*allow_exceptions=*/false);
+  bool too_deep = false;  // Printing a value takes stack for each level.
+  const auto shallow = [&](int depth, json::parse_event_t, const json&) {
+    too_deep = too_deep || depth > kMaxDepth;
+    return !too_deep;
+  };
+  const json config = json::parse(config_json.begin(), config_json.end(), shallow, /*allow_exceptions=*/false);
+  if (too_deep) return absl::FailedPreconditionError(absl::StrCat("is nested deeper than ", kMaxDepth, " levels"));
   if (!config.is_object()) return absl::FailedPreconditionError("is not a JSON object");
   const json& type = Member(config, "model_type");
   ModelSpec spec;

@@ -2,12 +2,16 @@
 
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <filesystem>
 #include <system_error>
+#include <thread>
+#include <utility>
 
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
@@ -43,10 +47,25 @@ absl::Status WriteAndSync(const std::string& path, absl::string_view contents) {
   return absl::OkStatus();
 }
 
+// Whether somebody has the other end of a pipe open within two seconds; nothing is taken out of it.
+bool HasWriter(int pipe) {
+  int copy[2];
+  if (::pipe2(copy, O_CLOEXEC) != 0) return true;  // Nobody can say; reading will.
+  bool found = false;
+  for (int i = 0; !found && i < 100; ++i) {
+    if (i > 0) std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    found = ::tee(pipe, copy[1], 1, SPLICE_F_NONBLOCK) != 0;  // 0: there is none; EAGAIN: it has written nothing yet.
+  }
+  ::close(copy[0]);
+  ::close(copy[1]);
+  return found;
+}
+
 }  // namespace
 
-absl::StatusOr<std::string> ReadFile(const std::string& path, int64_t limit_bytes) {
-  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+absl::StatusOr<int> OpenToRead(const std::string& path) {
+  // Else it would wait at once for a pipe's other end.
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (fd < 0) {
     const std::string message = absl::StrCat(path, ": cannot open: ", ErrnoText());
     if (errno == ENOENT) return absl::NotFoundError(message);
@@ -54,9 +73,29 @@ absl::StatusOr<std::string> ReadFile(const std::string& path, int64_t limit_byte
   }
   absl::Cleanup close = [fd] { ::close(fd); };
   struct stat info;
-  if (::fstat(fd, &info) == 0 && S_ISDIR(info.st_mode)) {
-    return absl::FailedPreconditionError(absl::StrCat(path, ": is a folder, not a file"));
+  if (::fstat(fd, &info) != 0) return absl::FailedPreconditionError(absl::StrCat(path, ": cannot read: ", ErrnoText()));
+  if (S_ISDIR(info.st_mode)) return absl::FailedPreconditionError(absl::StrCat(path, ": is a folder, not a file"));
+  const bool null = S_ISCHR(info.st_mode) && info.st_rdev == ::makedev(1, 3);
+  if ((S_ISCHR(info.st_mode) || S_ISBLK(info.st_mode)) && !null && ::isatty(fd) == 0) {
+    return absl::FailedPreconditionError(absl::StrCat(path, ": is a device, not a file"));
   }
+  if (S_ISFIFO(info.st_mode) && !HasWriter(fd)) {
+    return absl::FailedPreconditionError(absl::StrCat(path, ": is a pipe that nobody writes to"));
+  }
+  if (::fcntl(fd, F_SETFL, 0) != 0) {  // Reading may wait.
+    return absl::FailedPreconditionError(absl::StrCat(path, ": cannot read: ", ErrnoText()));
+  }
+  std::move(close).Cancel();
+  return fd;
+}
+
+absl::StatusOr<std::string> ReadFile(const std::string& path, int64_t limit_bytes) {
+  ASSIGN_OR_RETURN(const int fd, OpenToRead(path));
+  absl::Cleanup close = [fd] { ::close(fd); };
+  const absl::Status too_large =
+      absl::ResourceExhaustedError(absl::StrCat(path, ": larger than the limit of ", limit_bytes, " bytes"));
+  struct stat info;
+  if (::fstat(fd, &info) == 0 && S_ISREG(info.st_mode) && info.st_size > limit_bytes) return too_large;
   std::string contents;
   char block[1 << 16];
   while (true) {
@@ -65,9 +104,7 @@ absl::StatusOr<std::string> ReadFile(const std::string& path, int64_t limit_byte
     if (n < 0) return absl::FailedPreconditionError(absl::StrCat(path, ": cannot read: ", ErrnoText()));
     if (n == 0) return contents;
     contents.append(block, static_cast<size_t>(n));
-    if (static_cast<int64_t>(contents.size()) > limit_bytes) {
-      return absl::ResourceExhaustedError(absl::StrCat(path, ": larger than the limit of ", limit_bytes, " bytes"));
-    }
+    if (static_cast<int64_t>(contents.size()) > limit_bytes) return too_large;
   }
 }
 

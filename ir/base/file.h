@@ -11,8 +11,12 @@
 
 namespace mt {
 
-// Errors: NotFound (no such file), FailedPrecondition (a folder, unreadable), ResourceExhausted (larger than
-// `limit_bytes`).
+// A file descriptor to read from. A pipe gets two seconds for somebody to open its other end. Errors: NotFound (no such
+// file), FailedPrecondition (a folder, unreadable, a pipe that nobody writes to, a device other than a terminal and
+// /dev/null: it has no end).
+absl::StatusOr<int> OpenToRead(const std::string& path);
+
+// Errors: as OpenToRead, and ResourceExhausted (larger than `limit_bytes`).
 absl::StatusOr<std::string> ReadFile(const std::string& path, int64_t limit_bytes = int64_t{1} << 32);
 
 // Writes PATH.tmp-PID, syncs it, renames it over `path` and syncs the folder; on failure nothing is left behind. A
