@@ -119,8 +119,9 @@ MT_CPU_CLONES void LossRows(const RowsArgs& a, int64_t task) {
   for (int64_t r = task * a.rows_per_task; r < end; ++r) {
     float* x = a.logits + r * n;
     const int32_t label = a.labels[r];
-    if (label < 0) {
-      a.losses[r] = 0;
+    if (label < 0 || label >= n) {
+      // A label that is no class makes the loss NaN and reads nothing.
+      a.losses[r] = label < 0 ? 0 : std::numeric_limits<float>::quiet_NaN();
       if (backward) std::memset(x, 0, static_cast<size_t>(n) * sizeof(float));
       continue;
     }

@@ -375,7 +375,9 @@ MT_CPU_INLINE void Loss(const LossArgs& a, int64_t chunk) {
     const float lse = max + std::log(Sum(sum));
     a.lse[r] = lse;
     if (a.labels[r] < 0) continue;
-    loss += static_cast<double>(lse - LoadOne(x + a.labels[r]));
+    // A label that is no class makes the loss NaN and reads nothing.
+    loss += a.labels[r] < n ? static_cast<double>(lse - LoadOne(x + a.labels[r]))
+                            : std::numeric_limits<double>::quiet_NaN();
     count += 1;
   }
   a.sums[2 * chunk] = loss;
@@ -431,9 +433,10 @@ MT_CPU_INLINE void LossBackward(const LossBackwardArgs& a, int64_t task) {
     const T* x = reinterpret_cast<const T*>(a.logits) + r * a.width;
     T* dx = reinterpret_cast<T*>(a.dlogits) + r * a.width;
     const int32_t label = a.labels[r];
-    const int64_t zeros_from = label < 0 ? 0 : n;
+    const bool counts = 0 <= label && label < n;
+    const int64_t zeros_from = counts ? n : 0;
     std::memset(dx + zeros_from, 0, static_cast<size_t>(a.width - zeros_from) * sizeof(T));
-    if (label < 0) continue;
+    if (!counts) continue;
     const float lse = a.lse[r];
     float buffer[kExpBlock];
     ExpBlock(a.exp, x + label, 1, n - label, 1.0f, lse, buffer);
