@@ -27,18 +27,6 @@ TensorType TypeOf(const proto::TensorTypeProto& proto) {
 
 }  // namespace
 
-double InstructionSeconds(const proto::ProgramProto& program, const proto::InstructionProto& instruction,
-                          const Roofline& roofline) {
-  const OpDef* op = FindOp(instruction.op());
-  if (op == nullptr || op->is_view) return 0;
-  std::vector<TensorType> operands;
-  for (const int t : instruction.operands()) operands.push_back(TypeOf(program.tensors(t).type()));
-  const absl::StatusOr<Attrs> attrs = AttrsFromProto(instruction.attrs());
-  CHECK(attrs.ok()) << attrs.status();
-  const Cost cost{.flops = instruction.flops(), .bytes_read = instruction.bytes()};
-  return OpSeconds(*op, operands, *attrs, cost, roofline);
-}
-
 Recomputation RecomputationOf(const proto::PlanProto& plan, const proto::ProgramProto& program) {
   const absl::StatusOr<Target> target = ParseTarget(plan.target());
   const Roofline roofline = TargetRoofline(target.value_or(Target{}));

@@ -9,14 +9,9 @@
 #include <vector>
 
 #include "codegen/plan/plan.h"
-#include "ir/cost.h"
 #include "proto/plan.pb.h"
 
 namespace mt {
-
-// At the roofline, by the dtypes that the op multiplies. 0 for a view. REQUIRES: a verified plan.
-double InstructionSeconds(const proto::ProgramProto& program, const proto::InstructionProto& instruction,
-                          const Roofline& roofline);
 
 // Instructions that repeat earlier ones: of one op, with names that differ in numbers alone.
 struct Recomputed {

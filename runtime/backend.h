@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -51,6 +52,8 @@ class Backend {
  public:
   virtual ~Backend() = default;
   virtual absl::string_view name() const = 0;
+  // What it runs on and with, for a run's records: ("gpu", "NVIDIA H200"), ("cublaslt", "130101").
+  virtual std::vector<std::pair<std::string, std::string>> Description() const { return {}; }
   // Whether the host may read and write the arena through its pointers.
   virtual bool host_addressable() const { return true; }
   // Makes the plan's kernels ready, before the arena is allocated. Errors: FailedPrecondition (the plan is for another

@@ -1,9 +1,6 @@
 // mtrun: runs a plan.
-#include <unistd.h>
-
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <csignal>
 #include <cstdio>
 #include <filesystem>
@@ -17,6 +14,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "codegen/plan/plan.h"
 #include "ir/base/file.h"
 #include "ir/base/flags.h"
@@ -26,34 +24,30 @@
 #include "ir/base/units.h"
 #include "ir/graph_io.h"
 #include "ir/target.h"
-#include "runtime/allocations.h"
 #include "runtime/backend.h"
 #include "runtime/checkpoint/checkpoint.h"
 #include "runtime/checkpoint/states.h"
+#include "runtime/checkpoint/weights.h"
 #include "runtime/cuda/backend.h"
 #include "runtime/data/corpus.h"
+#include "runtime/drift.h"
 #include "runtime/executor.h"
 #include "runtime/measure.h"
 #include "runtime/trace.h"
-#include "runtime/train/event_file.h"
 #include "runtime/train/hugging_face.h"
+#include "runtime/train/not_finite.h"
 #include "runtime/train/report.h"
 #include "runtime/train/run_config.h"
 #include "runtime/train/run_folder.h"
+#include "runtime/train/run_log.h"
 #include "runtime/train/trainer.h"
 
 namespace mt {
 namespace {
 
 using Json = nlohmann::ordered_json;
-using Rows = std::vector<std::pair<std::string, std::string>>;
-
 volatile std::sig_atomic_t interrupted = 0;
 void OnSignal(int) { interrupted = 1; }
-
-std::string LossText(const EvalMetrics& eval) {
-  return absl::StrFormat("loss %.4f  ppl %.2f", eval.loss, std::exp(eval.loss));
-}
 
 absl::Status DryRun(proto::PlanProto plan) {
   ASSIGN_OR_RETURN(const std::unique_ptr<Executor> executor, Executor::Load(std::move(plan), MakeNullBackend()));
@@ -120,75 +114,6 @@ Json ConfigJson(const TrainOptions& options, int64_t steps, const ParsedArgs& ar
           {"threads", args.OptionalInt("threads") ? Json(*args.OptionalInt("threads")) : Json(nullptr)}};
 }
 
-// What TensorBoard shows of a step.
-std::vector<std::pair<std::string, double>> StepScalarsOf(const StepMetrics& step) {
-  std::vector<std::pair<std::string, double>> scalars = {{"train/loss", step.loss},
-                                                         {"train/perplexity", std::exp(step.loss)},
-                                                         {"train/lr", step.lr},
-                                                         {"train/grad_norm", step.grad_norm},
-                                                         {"train/tokens_per_second", step.tokens_per_second}};
-  if (step.loss_scale) scalars.push_back({"train/loss_scale", *step.loss_scale});
-  return scalars;
-}
-
-// The line of a step: rewritten in place on a terminal, one line each elsewhere.
-class StepPrinter {
- public:
-  explicit StepPrinter(int64_t every) : every_(every), terminal_(::isatty(STDOUT_FILENO) != 0) {}
-  void Print(const std::string& line, bool last, int64_t step) {
-    if (terminal_) {
-      std::printf("\r%s\x1b[K", line.c_str());
-      open_ = true;
-      if (last) Break();
-    } else if (last || step == 1 || step % every_ == 0) {
-      std::printf("%s\n", line.c_str());
-    }
-    std::fflush(stdout);
-  }
-  void Break() {
-    if (open_) std::printf("\n");
-    open_ = false;
-  }
-
- private:
-  int64_t every_;
-  bool terminal_, open_ = false;
-};
-
-// What changes in a process between two steps, though nothing should.
-class Drift {
- public:
-  // The first steps still load code and touch pages.
-  static constexpr int64_t kFirst = 10;
-  void Start(Backend& backend) {
-    device_bytes_ = backend.UsedDeviceBytes();
-    process_bytes_ = AnonymousBytes();
-    StartCountingAllocations();
-  }
-  void Stop(Backend& backend) {
-    counts_ = StopCountingAllocations();
-    device_bytes_ = backend.UsedDeviceBytes() - device_bytes_;
-    process_bytes_ = AnonymousBytes() - process_bytes_;
-  }
-  std::string Text(bool on_device) const {
-    const std::string allocations =
-        CanCountAllocations() ? absl::StrCat(counts_.count, " allocations of 4 KiB or more, ") : "";
-    const std::string device = on_device ? absl::StrFormat("device %+d bytes, ", device_bytes_) : "";
-    return absl::StrCat(allocations, device, absl::StrFormat("process %+d bytes", process_bytes_));
-  }
-  Json ToJson() const {
-    return {{"first_step", kFirst},
-            {"allocations", CanCountAllocations() ? Json(counts_.count) : Json(nullptr)},
-            {"small_allocations", CanCountAllocations() ? Json(counts_.small_count) : Json(nullptr)},
-            {"device_bytes", device_bytes_},
-            {"process_bytes", process_bytes_}};
-  }
-
- private:
-  int64_t device_bytes_ = 0, process_bytes_ = 0;
-  AllocationCounts counts_;
-};
-
 double Seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 const double kStartSeconds = Seconds();  // Of the process, nearly.
 
@@ -199,11 +124,13 @@ class Run {
 
  private:
   absl::Status OpenOut(const proto::PlanProto& plan);
+  void WarnOfOtherEnvironment() const;
   absl::Status SetStates();
   absl::Status Restore(const CheckpointReader& checkpoint);
   absl::Status Measure();
   absl::Status Trace();
   absl::Status Train();
+  absl::Status Finish(RunOutcome outcome, int64_t steps, RunLog& log);
   absl::StatusOr<bool> GoBack(const TrainState& failed, const absl::Status& why);
   absl::Status GiveUp(const TrainState& failed, const absl::Status& why);
   absl::Status EvaluateOnly();
@@ -216,14 +143,15 @@ class Run {
   std::unique_ptr<Trainer> trainer_;
   TrainOptions options_;
   std::optional<Measurement> measurement_;
-  std::unique_ptr<RunFolder> folder_;              // --out; null where nothing is written.
-  NewestCheckpoint resume_;                        // --resume.
+  std::unique_ptr<RunFolder> folder_;  // --out; null where nothing is written.
+  NewestCheckpoint resume_;            // --resume.
+  Json environment_;
   double load_seconds_ = 0, weights_seconds_ = 0;  // Of the time to the first step.
 };
 
 // The box of a run that has finished earlier.
 absl::Status PrintFinished(const nlohmann::json& summary) {
-  Rows rows;
+  BoxRows rows;
   const auto box = summary.find("box");
   for (size_t i = 0; box != summary.end() && box->is_array() && i < box->size(); ++i) {
     const nlohmann::json& row = (*box)[i];
@@ -260,12 +188,24 @@ absl::Status Run::OpenOut(const proto::PlanProto& plan) {
   }
   ASSIGN_OR_RETURN(folder_, RunFolder::Open({.path = out_,
                                              .identity = RunIdentity(plan, manifest_, options_),
-                                             .environment = RunEnvironment(plan),
                                              .fresh = args_.Bool("fresh"),
                                              .save_every = args_.OptionalInt("save-every"),
                                              .keep = args_.Int("keep")}));
-  for (const std::string& warning : folder_->Warnings()) std::fprintf(stderr, "warning: %s\n", warning.c_str());
   return absl::OkStatus();
+}
+
+// The environment of what it goes on from against the one that is here.
+void Run::WarnOfOtherEnvironment() const {
+  std::vector<std::string> warnings;
+  if (folder_ != nullptr) warnings = folder_->Warnings(environment_);
+  if (resume_.checkpoint != nullptr && (folder_ == nullptr || folder_->checkpoint() == nullptr)) {
+    const std::vector<std::string> differences = Differences(resume_.checkpoint->environment(), environment_);
+    if (!differences.empty()) {
+      warnings.push_back(absl::StrCat("--resume ", args_.String("resume"),
+                                      " goes on within rounding, not to the bit: ", absl::StrJoin(differences, ", ")));
+    }
+  }
+  for (const std::string& warning : warnings) std::fprintf(stderr, "warning: %s\n", warning.c_str());
 }
 
 absl::Status Run::Restore(const CheckpointReader& checkpoint) {
@@ -388,35 +328,6 @@ absl::Status Run::EvaluateOnly() {
   return absl::OkStatus();
 }
 
-// The first instruction of the step that failed whose result is not a number, where the host can look.
-std::string FirstNotFinite(Executor& executor, Trainer& trainer, const TrainOptions& options,
-                           const TrainState& failed) {
-  if (!executor.backend().host_addressable() || executor.arena() == nullptr) return "";
-  const Program& program = trainer.train_program();
-  StepScalars scalars = options.scalars;
-  scalars.step += failed.steps - 1;  // Of it, the first microbatch.
-  scalars.first_sample += failed.samples - trainer.batch();
-  if (!trainer.Prepare(scalars).ok()) return "";
-  const proto::PlanProto& plan = executor.plan();
-  const proto::ProgramProto& proto = program.proto();
-  for (int i = 0; i < proto.instructions_size(); ++i) {
-    program.RunRange(i, i + 1);
-    executor.backend().Synchronize();
-    for (const int result : proto.instructions(i).results()) {
-      const proto::TensorProto& tensor = proto.tensors(result);
-      const absl::StatusOr<TensorType> type = TypeFromProto(tensor.type());
-      if (!type.ok() || type->dtype != DType::kF32) continue;
-      const float* values = reinterpret_cast<const float*>(executor.arena() + TensorOffset(plan, tensor));
-      for (int64_t k = 0; k < type->num_elements(); ++k) {
-        if (!std::isnan(values[k])) continue;
-        return absl::StrCat("the first result that is no number is of ", proto.instructions(i).op(), " \"",
-                            proto.instructions(i).name(), "\"");
-      }
-    }
-  }
-  return "";
-}
-
 // After a step that failed: to the newest checkpoint or the start, past the sequences up to that step, with half of the
 // learning rate for a while. False where that was done too often in a row.
 absl::StatusOr<bool> Run::GoBack(const TrainState& failed, const absl::Status& why) {
@@ -470,43 +381,27 @@ absl::Status Run::Train() {
   for (const std::string& warning : TrainWarnings(options_, steps, trainer_->batch(), sequences)) {
     std::fprintf(stderr, "warning: %s\n", warning.c_str());
   }
-  MetricsFile metrics;
-  if (!out_.empty()) RETURN_IF_ERROR(metrics.Open(out_ + "/" + kMetricsFile));
-  EventFile events;
-  if (args_.Bool("tensorboard")) RETURN_IF_ERROR(events.Open(out_, options_.from.steps));
-  const int64_t arena_bytes = executor_->plan().arena_bytes();
-  StepPrinter printer(args_.Int("log-every"));
+  RunLog log(args_.Int("log-every"));
+  RETURN_IF_ERROR(log.Open(out_, args_.Bool("tensorboard"), options_.from.steps));
+  const StepContext context = {.steps = steps,
+                               .max_seconds = options_.max_minutes ? *options_.max_minutes * 60 : -1,
+                               .arena_bytes = executor_->plan().arena_bytes(),
+                               .seconds_at_peak = ModelSeconds(executor_->plan())};
   Backend& backend = executor_->backend();
-  const bool on_device = !backend.host_addressable();
-  Drift drift;
+  DriftWatch drift;
+  RunOutcome outcome;
+  outcome.times = {.load_seconds = load_seconds_, .weights_seconds = weights_seconds_};
   const double ready_seconds = Seconds();
-  double first_step_seconds = 0;
 
   TrainHooks hooks;
   hooks.interrupted = [] { return interrupted != 0; };
   hooks.on_step = [&](const StepMetrics& step) {
-    if (step.step == options_.from.steps + 1) first_step_seconds = Seconds() - ready_seconds;
-    if (step.step == options_.from.steps + Drift::kFirst) drift.Start(backend);
-    double left = -1;
-    if (steps > 0)
-      left = step.elapsed_seconds / static_cast<double>(step.step) * static_cast<double>(steps - step.step);
-    if (options_.max_minutes) {
-      const double limit = *options_.max_minutes * 60 - step.elapsed_seconds;
-      left = left < 0 ? limit : std::min(left, limit);
-    }
-    printer.Print(StepLine(step, steps, left, arena_bytes), step.step == steps, step.step);
+    if (step.step == options_.from.steps + 1) outcome.times.first_step_seconds = Seconds() - ready_seconds;
+    if (step.step == options_.from.steps + DriftWatch::kFirstStep) drift.Start(backend);
     if (folder_ != nullptr) RETURN_IF_ERROR(folder_->Poll());
-    RETURN_IF_ERROR(events.Append(step.step, StepScalarsOf(step)));
-    return metrics.Append(StepJson(step));
+    return log.Step(step, context);
   };
-  hooks.on_eval = [&](int64_t step, const EvalMetrics& eval) {
-    printer.Break();
-    std::printf("step %lld | %s %s\n", static_cast<long long>(step), eval.split.c_str(), LossText(eval).c_str());
-    std::fflush(stdout);
-    RETURN_IF_ERROR(
-        events.Append(step, {{eval.split + "/loss", eval.loss}, {eval.split + "/perplexity", std::exp(eval.loss)}}));
-    return metrics.Append({{"step", step}, {"split", eval.split}, {"eval_loss", eval.loss}});
-  };
+  hooks.on_eval = [&](int64_t step, const EvalMetrics& eval) { return log.Eval(step, eval); };
   if (folder_ != nullptr) {
     hooks.saves_after = [&](int64_t step) { return folder_->DueAfter(step); };
     hooks.on_save = [&](const TrainState& state) { return folder_->Save(*executor_, state); };
@@ -517,124 +412,67 @@ absl::Status Run::Train() {
   hooks.on_failure = [&](const TrainState& state) { failed = state; };
   absl::StatusOr<TrainResult> trained = trainer_->Train(options_, hooks);
   while (folder_ != nullptr && failed) {
-    printer.Break();
+    log.Break();
     ASSIGN_OR_RETURN(const bool again, GoBack(*failed, trained.status()));
     if (!again) return GiveUp(*failed, trained.status());
     failed.reset();
-    RETURN_IF_ERROR(metrics.Open(out_ + "/" + kMetricsFile));
-    RETURN_IF_ERROR(events.GoBack(options_.from.steps));
+    RETURN_IF_ERROR(log.GoBack(options_.from.steps));
     trained = trainer_->Train(options_, hooks);
   }
-  const bool drift_known = trained.ok() && trained->steps > options_.from.steps + Drift::kFirst;
-  if (drift_known) drift.Stop(backend);
-  printer.Break();
+  if (trained.ok() && trained->steps > options_.from.steps + DriftWatch::kFirstStep) {
+    outcome.drift = drift.Stop(backend);
+  }
+  log.Break();
   RETURN_IF_ERROR(trained);
-  const TrainResult& result = *trained;
+  outcome.result = *std::move(trained);
+  outcome.from_step = options_.from.steps;
+  outcome.measurement = measurement_;
+  if (!measurement_ && !args_.Has("trace")) {
+    outcome.times.start_seconds = ready_seconds + outcome.times.first_step_seconds - kStartSeconds;
+  }
   if (folder_ != nullptr) {
-    if (result.interrupted || args_.OptionalInt("save-every").value_or(0) > 0) {
-      RETURN_IF_ERROR(folder_->Save(*executor_, result));
+    if (outcome.result.interrupted || args_.OptionalInt("save-every").value_or(0) > 0) {
+      RETURN_IF_ERROR(folder_->Save(*executor_, outcome.result));
     }
     RETURN_IF_ERROR(folder_->Wait());
   }
+  return Finish(std::move(outcome), steps, log);
+}
 
-  Rows rows = {
-      {"tokens", FormatCount(result.tokens)},
-      {"time", FormatDuration(result.seconds)},
-      {"speed",
-       absl::StrFormat("%.0f tok/s", result.seconds > 0 ? static_cast<double>(result.tokens) / result.seconds : 0.0)}};
-  Json evals = Json::object();
-  if (options_.from.steps > 0) rows.push_back({"resumed", absl::StrCat("after step ", options_.from.steps)});
-  if (result.stopped_early) {
-    rows.push_back({"stopped early", absl::StrFormat("%d evaluations without a val loss below %.4f",
-                                                     result.evals_since_best, result.best_val)});
-  }
-  if (result.skipped_steps > 0) rows.push_back({"skipped", absl::StrCat(FormatCount(result.skipped_steps), " steps")});
-  if (result.steps > 0) rows.push_back({"train loss", absl::StrFormat("%.4f (last step)", result.last_loss)});
+// What is known of the model at the end, on the terminal and in --out.
+absl::Status Run::Finish(RunOutcome outcome, int64_t steps, RunLog& log) {
+  const TrainResult& result = outcome.result;
   if (!result.interrupted && executor_->FindProgram("eval") != nullptr) {
     for (const char* split : {"val", "test"}) {
       const SplitInfo* info = manifest_.Find(split);
       if (info == nullptr || info->tokens < 2) continue;
       ASSIGN_OR_RETURN(const EvalMetrics eval, trainer_->Evaluate(split, 0));
-      rows.push_back({split, absl::StrFormat("%s  (bigram cross-entropy %.4f)", LossText(eval), info->bigram_entropy)});
-      RETURN_IF_ERROR(events.Append(result.steps, {{absl::StrCat(split, "/loss"), eval.loss},
-                                                   {absl::StrCat(split, "/perplexity"), std::exp(eval.loss)}}));
-      evals[split] = {{"loss", eval.loss},
-                      {"perplexity", std::exp(eval.loss)},
-                      {"tokens", eval.tokens},
-                      {"bigram_entropy", info->bigram_entropy},
-                      {"unigram_entropy", info->unigram_entropy}};
+      RETURN_IF_ERROR(log.FinalEval(result.steps, eval));
+      outcome.evals.push_back({eval, *info});
     }
   }
-  // Of the memory that the arena is in.
-  int64_t process_bytes = on_device ? backend.ProcessDeviceBytes() : PeakResidentBytes();
-  const bool others_too = process_bytes < 0;
-  if (others_too) process_bytes = backend.UsedDeviceBytes();
-  const int64_t context_bytes = std::max<int64_t>(0, process_bytes - arena_bytes);
-  rows.push_back({"arena planned", absl::StrCat(FormatBytes(arena_bytes), " (", FormatCount(arena_bytes), " bytes)")});
-  if (measurement_) {
-    rows.push_back(
-        {"arena measured", absl::StrCat(FormatBytes(measurement_->measured_arena_bytes), " (",
-                                        FormatCount(measurement_->measured_arena_bytes), " bytes",
-                                        measurement_->idle_workspace_bytes == 0 ? "" : " and idle workspace", "), ",
-                                        measurement_->agrees() ? "planned = measured" : "DIFFERS: see above")});
-  }
-  std::string beside = absl::StrCat(FormatBytes(process_bytes), ", ", FormatBytes(context_bytes), " beside the arena");
-  if (on_device) {
-    ASSIGN_OR_RETURN(const Target target, ParseTarget(executor_->plan().target()));
-    absl::StrAppend(&beside, " (", FormatBytes(ContextBytes(target)), " planned)",
-                    others_too ? ", other processes included" : "");
-  }
-  rows.push_back({on_device ? "device" : "process", beside});
-  if (on_device) rows.push_back({"process", FormatBytes(PeakResidentBytes())});
-  if (drift_known) {
-    rows.push_back({"drift", absl::StrCat(drift.Text(on_device), " since step ", Drift::kFirst)});
-  }
-  const double start_seconds = ready_seconds + first_step_seconds - kStartSeconds;
-  if (result.steps > 0 && !measurement_ && !args_.Has("trace")) {
-    rows.push_back({"first step", absl::StrFormat("after %.2f s: %.2f loading, %.2f weights, %.2f the step",
-                                                  start_seconds, load_seconds_, weights_seconds_, first_step_seconds)});
-  }
+  const MemoryUse memory = MemoryUseOf(*executor_);
+  ASSIGN_OR_RETURN(BoxRows rows, OutcomeRows(*executor_, outcome, memory));
   if (!out_.empty()) {
     if (!result.interrupted) RETURN_IF_ERROR(SaveWeights(*executor_, out_ + "/" + kWeightsFile));
-    const Json memory = MemoryJson(*executor_, measurement_, process_bytes, context_bytes);
-    RETURN_IF_ERROR(WriteFile(out_ + "/" + kMemoryFile, absl::StrCat(memory.dump(2), "\n")));
-    const proto::PlanProto& plan = executor_->plan();
-    const std::string files = absl::StrCat(kMetricsFile, ",", kMemoryFile, ",", kSummaryFile);
-    rows.push_back({"files", result.interrupted
-                                 ? absl::StrCat(out_, "/{", files, ",", CheckpointName(result.steps), "}")
-                                 : absl::StrCat(out_, "/{", files, ",", kWeightsFile, "}")});
-    const Json summary = {{"model", plan.model()},
-                          {"target", plan.target()},
-                          {"passes", plan.passes()},
-                          {"plan_fingerprint", absl::StrFormat("%016x", plan.fingerprint())},
-                          {"steps", result.steps},
-                          {"skipped_steps", result.skipped_steps},
-                          {"tokens", result.tokens},
-                          {"seconds", result.seconds},
-                          {"last_loss", result.last_loss},
-                          {"interrupted", result.interrupted},
-                          {"drift", drift_known ? drift.ToJson() : Json(nullptr)},
-                          {"load_seconds", load_seconds_},
-                          {"weights_seconds", weights_seconds_},
-                          {"first_step_seconds", first_step_seconds},
-                          {"eval", evals},
-                          {"config", ConfigJson(options_, steps, args_)},
-                          {"versions", VersionsJson()},
-                          {"hardware", HardwareJson()},
-                          {"command", args_.command_line()},
-                          {"identity", RunIdentity(plan, manifest_, options_)},
-                          {"box", rows}};
+    RETURN_IF_ERROR(
+        WriteFile(out_ + "/" + kMemoryFile, absl::StrCat(MemoryJson(*executor_, measurement_, memory).dump(2), "\n")));
+    rows.push_back({"files", absl::StrCat(out_, "/{", kMetricsFile, ",", kMemoryFile, ",", kSummaryFile, ",",
+                                          result.interrupted ? CheckpointName(result.steps) : kWeightsFile, "}")});
+    Json summary = OutcomeJson(*executor_, outcome);
+    summary["config"] = ConfigJson(options_, steps, args_);
+    summary["command"] = args_.command_line();
+    summary["identity"] = RunIdentity(executor_->plan(), manifest_, options_);
+    summary["box"] = rows;
     RETURN_IF_ERROR(WriteFile(out_ + "/" + kSummaryFile, absl::StrCat(summary.dump(2), "\n")));
   }
   std::printf("%s", Box(absl::StrCat(executor_->plan().model(), ": ", result.steps, " steps"), rows).c_str());
-  if (result.interrupted) {
-    return absl::CancelledError(absl::StrCat("interrupted after step ", result.steps,
-                                             out_.empty()
-                                                 ? ""
-                                                 : absl::StrCat("; saved in ", out_, "/", CheckpointName(result.steps),
-                                                                "; the same command goes on from there")));
-  }
-  return absl::OkStatus();
+  if (!result.interrupted) return absl::OkStatus();
+  return absl::CancelledError(absl::StrCat("interrupted after step ", result.steps,
+                                           out_.empty()
+                                               ? ""
+                                               : absl::StrCat("; saved in ", out_, "/", CheckpointName(result.steps),
+                                                              "; the same command goes on from there")));
 }
 
 // The backend of the plan's target.
@@ -709,6 +547,8 @@ absl::Status Run::Execute(proto::PlanProto plan) {
     std::printf("guard: %d buffers, each in memory of its own; a write beside one ends the run\n",
                 executor_->plan().buffers_size());
   }
+  environment_ = RunEnvironment(executor_->plan(), executor_->backend());
+  WarnOfOtherEnvironment();
   ASSIGN_OR_RETURN(trainer_, Trainer::Create(*executor_, data_));
   load_seconds_ = Seconds() - load_start;
   RETURN_IF_ERROR(SetStates());
@@ -719,7 +559,7 @@ absl::Status Run::Execute(proto::PlanProto plan) {
   }
   RETURN_IF_ERROR(
       trainer_->Prepare(options_.scalars));  // A corpus that cannot be read fails before anything is written.
-  if (folder_ != nullptr) RETURN_IF_ERROR(folder_->Begin());
+  if (folder_ != nullptr) RETURN_IF_ERROR(folder_->Begin(environment_));
   if (args_.Bool("measure")) {
     RETURN_IF_ERROR(Measure());
     ResetPeakResidentBytes();

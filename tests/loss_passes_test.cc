@@ -21,7 +21,7 @@
 #include "ir/graph_io.h"
 #include "nlohmann/json.hpp"
 #include "passes/pass_manager.h"
-#include "runtime/train/report.h"
+#include "runtime/checkpoint/weights.h"
 #include "tests/small_modules.h"
 #include "tests/small_runs.h"
 #include "tests/test_util.h"

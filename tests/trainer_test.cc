@@ -10,8 +10,10 @@
 
 #include "absl/strings/str_cat.h"
 #include "ir/base/file.h"
+#include "runtime/checkpoint/weights.h"
 #include "runtime/data/prep.h"
 #include "runtime/train/report.h"
+#include "runtime/train/run_log.h"
 #include "tests/small_runs.h"
 #include "tests/test_util.h"
 
@@ -351,11 +353,12 @@ TEST_F(TrainerTest, AnotherVocabularyIsNamedWithTheCommandThatFixesIt) {
 }
 
 TEST(ReportTest, StepLineAndBox) {
-  const StepMetrics m = {.step = 120, .loss = 4.861, .lr = 4.9e-4, .grad_norm = 0.83, .tokens_per_second = 80123};
-  EXPECT_EQ(StepLine(m, 1335, 472, int64_t{22963814}),
+  StepMetrics m = {.step = 120, .loss = 4.861, .lr = 4.9e-4, .grad_norm = 0.83, .tokens_per_second = 80123};
+  m.elapsed_seconds = 46.62;
+  EXPECT_EQ(StepLine(m, {.steps = 1335, .arena_bytes = 22963814}),
             "step 120/1335 9.0% | loss 4.8610 ppl 129.15 | lr 4.90e-04 | gnorm 0.83 | 80.1k tok/s | 21.9 MiB | ETA "
             "0:07:52");
-  EXPECT_THAT(StepLine(m, 0, -1, 1 << 20), AllOf(HasSubstr("step 120 |"), ::testing::Not(HasSubstr("ETA"))));
+  EXPECT_THAT(StepLine(m, {.arena_bytes = 1 << 20}), AllOf(HasSubstr("step 120 |"), ::testing::Not(HasSubstr("ETA"))));
   EXPECT_EQ(Box("run", {{"a", "1"}, {"long", "żółw"}}),
             "┌─ run ──────┐\n"
             "│ a     1    │\n"

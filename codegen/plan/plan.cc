@@ -18,6 +18,8 @@
 #include "ir/base/status_macros.h"
 #include "ir/base/units.h"
 #include "ir/graph_io.h"
+#include "ir/op.h"
+#include "ir/target.h"
 
 namespace mt {
 namespace {
@@ -89,6 +91,12 @@ std::string InstructionName(const proto::ProgramProto& program, int index) {
   if (index < 0 || index >= program.instructions_size()) return "";
   const proto::InstructionProto& instruction = program.instructions(index);
   return absl::StrCat(index, ": ", instruction.op(), instruction.name().empty() ? "" : " ", instruction.name());
+}
+
+// Of one optimizer step.
+int64_t Microbatches(const proto::PlanProto& plan) {
+  const auto fact = plan.facts().find("microbatches");
+  return fact == plan.facts().end() ? 1 : std::clamp<int64_t>(fact->second, 1, 1 << 20);
 }
 
 }  // namespace
@@ -317,8 +325,7 @@ ProgramSummary SummarizeStep(const proto::PlanProto& plan) {
   ProgramSummary step = Summarize(plan, *MainProgram(plan));
   const proto::ProgramProto* program = FindProgram(plan, "apply");
   if (program == nullptr || program == MainProgram(plan)) return step;
-  const auto fact = plan.facts().find("microbatches");
-  const int64_t microbatches = fact == plan.facts().end() ? 1 : std::clamp<int64_t>(fact->second, 1, 1 << 20);
+  const int64_t microbatches = Microbatches(plan);
   const ProgramSummary apply = Summarize(plan, *program);
   for (int p = 0; p < kNumPhases; ++p) {
     const PhaseSummary& phase = apply.phases[static_cast<size_t>(p)];
@@ -331,6 +338,41 @@ ProgramSummary SummarizeStep(const proto::PlanProto& plan) {
   step.bytes = CheckedMultiply(step.bytes, microbatches).value_or(step.bytes) + apply.bytes;
   step.instructions += apply.instructions;
   return step;
+}
+
+double InstructionSeconds(const proto::ProgramProto& program, const proto::InstructionProto& instruction,
+                          const Roofline& roofline) {
+  const OpDef* op = FindOp(instruction.op());
+  if (op == nullptr || op->is_view) return 0;
+  std::vector<TensorType> operands;
+  for (const int t : instruction.operands()) {
+    const absl::StatusOr<TensorType> type = TypeFromProto(program.tensors(t).type());
+    CHECK(type.ok()) << type.status();
+    operands.push_back(*type);
+  }
+  const absl::StatusOr<Attrs> attrs = AttrsFromProto(instruction.attrs());
+  CHECK(attrs.ok()) << attrs.status();
+  const Cost cost{.flops = instruction.flops(), .bytes_read = instruction.bytes()};
+  return OpSeconds(*op, operands, *attrs, cost, roofline);
+}
+
+double ModelSeconds(const proto::PlanProto& plan) {
+  const absl::StatusOr<Target> target = ParseTarget(plan.target());
+  if (!target.ok() || !target->is_cuda()) return 0;
+  Roofline rates = TargetRoofline(*target);
+  rates.bytes_per_second = 0;
+  const auto seconds_of = [&](const proto::ProgramProto& program) {
+    double seconds = 0;
+    for (const proto::InstructionProto& instruction : program.instructions()) {
+      if (!instruction.recompute()) seconds += InstructionSeconds(program, instruction, rates);
+    }
+    return seconds;
+  };
+  const proto::ProgramProto* main = MainProgram(plan);
+  const proto::ProgramProto* apply = FindProgram(plan, "apply");
+  if (main == nullptr) return 0;
+  if (apply == nullptr || apply == main) return seconds_of(*main);
+  return static_cast<double>(Microbatches(plan)) * seconds_of(*main) + seconds_of(*apply);
 }
 
 std::vector<int> LiveBuffers(const proto::PlanProto& plan, const proto::ProgramProto& program, int instruction) {

@@ -18,6 +18,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "ir/cost.h"
 #include "ir/graph.h"
 #include "proto/plan.pb.h"
 
@@ -112,6 +113,15 @@ ProgramSummary Summarize(const proto::PlanProto& plan, const proto::ProgramProto
 // Of one optimizer step: the main program, where it accumulates once for each microbatch in FLOPs and bytes, and then
 // "apply", which has the optimizer's phase. REQUIRES: a verified plan with programs.
 ProgramSummary SummarizeStep(const proto::PlanProto& plan);
+
+// At the roofline, by the dtypes that the op multiplies. 0 for a view. REQUIRES: a verified plan.
+double InstructionSeconds(const proto::ProgramProto& program, const proto::InstructionProto& instruction,
+                          const Roofline& roofline);
+
+// Seconds that the FLOPs of one optimizer step take at the target's rates, those of recomputed instructions left out:
+// model FLOPs utilization is these over the seconds that a step takes (PaLM, arXiv:2204.02311, appendix B). 0 for the
+// CPU, whose rate is not known. REQUIRES: a verified plan.
+double ModelSeconds(const proto::PlanProto& plan);
 
 // The buffers live at an instruction, largest first (ties: by index).
 std::vector<int> LiveBuffers(const proto::PlanProto& plan, const proto::ProgramProto& program, int instruction);

@@ -7,6 +7,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "runtime/checkpoint/checkpoint.h"
 #include "runtime/executor.h"
 
@@ -21,6 +22,9 @@ void SnapshotStates(Executor& executor, std::vector<SavedState>* states);
 // optimizer's states do where one of them is missing or has another type or shape. Errors: FailedPrecondition (a
 // parameter is missing or has another shape).
 absl::StatusOr<std::vector<std::string>> RestoreStates(Executor& executor, const CheckpointReader& checkpoint);
+
+// The same from a snapshot of another plan's states, which need not be there any more.
+absl::StatusOr<std::vector<std::string>> RestoreStates(Executor& executor, absl::Span<const SavedState> states);
 
 }  // namespace mt
 

@@ -35,6 +35,9 @@ class CudaBackend : public Backend {
   absl::Status Open();
 
   absl::string_view name() const override { return "cuda"; }
+  std::vector<std::pair<std::string, std::string>> Description() const override {
+    return {{"gpu", info_.name}, {"driver", DriverVersion()}, {"cublaslt", absl::StrCat(cublaslt_->version())}};
+  }
   bool host_addressable() const override { return false; }
   absl::Status LoadCode(const proto::PlanProto& plan) override;
   absl::StatusOr<std::byte*> AllocateArena(int64_t bytes) override;

@@ -29,6 +29,7 @@ struct Functions {
   int (*device_by_bus_id)(const char*, void**);
   int (*memory_info)(void*, MemoryInfo*);
   int (*processes)(void*, unsigned*, ProcessInfo*);
+  int (*driver_version)(char*, unsigned);
 };
 constexpr size_t kMostNamed = 4;
 
@@ -43,6 +44,7 @@ const Functions* Load() {
         reinterpret_cast<decltype(f->device_by_bus_id)>(dlsym(library, "nvmlDeviceGetHandleByPciBusId_v2"));
     f->memory_info = reinterpret_cast<decltype(f->memory_info)>(dlsym(library, "nvmlDeviceGetMemoryInfo"));
     f->processes = reinterpret_cast<decltype(f->processes)>(dlsym(library, "nvmlDeviceGetComputeRunningProcesses_v3"));
+    f->driver_version = reinterpret_cast<decltype(f->driver_version)>(dlsym(library, "nvmlSystemGetDriverVersion"));
     const bool complete = f->init != nullptr && f->device_by_bus_id != nullptr && f->memory_info != nullptr;
     return complete && f->init() == 0 ? f : nullptr;
   }();
@@ -73,6 +75,13 @@ absl::StatusOr<NvmlMemory> AskNvml(const std::string& pci_bus_id) {
   std::stable_sort(memory.processes.begin(), memory.processes.end(),
                    [](const NvmlProcess& a, const NvmlProcess& b) { return a.bytes > b.bytes; });
   return memory;
+}
+
+std::string DriverVersion() {
+  const Functions* nvml = Load();
+  char version[80] = {};
+  if (nvml == nullptr || nvml->driver_version == nullptr) return "";
+  return nvml->driver_version(version, sizeof(version) - 1) == 0 ? version : "";
 }
 
 std::string HoldersText(const NvmlMemory& memory) {

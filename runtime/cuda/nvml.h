@@ -24,6 +24,9 @@ struct NvmlMemory {
 // Of the device at this PCI address, "0000:18:00.0". Needs no context. Errors: Unavailable (no library, or it refuses).
 absl::StatusOr<NvmlMemory> AskNvml(const std::string& pci_bus_id);
 
+// Of the driver, "580.65.06"; "" where nobody says.
+std::string DriverVersion();
+
 // "held by python (process 4711): 120.5 GiB, process 5: 1.0 GiB"; "" where there is nobody to name.
 std::string HoldersText(const NvmlMemory& memory);
 

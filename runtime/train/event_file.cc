@@ -81,6 +81,20 @@ absl::Status EventFile::Append(int64_t step, const std::vector<std::pair<std::st
   return Write(EventRecord(event.SerializeAsString()));
 }
 
+absl::Status EventFile::AppendText(int64_t step, const std::string& tag, const std::string& text) {
+  constexpr int32_t kString = 7;
+  if (file_ == nullptr) return absl::OkStatus();
+  proto::EventProto event;
+  event.set_wall_time(Now());
+  event.set_step(step);
+  proto::SummaryProto::Value* added = event.mutable_summary()->add_value();
+  added->set_tag(tag);
+  added->mutable_tensor()->set_dtype(kString);
+  added->mutable_tensor()->add_string_val(text);
+  added->mutable_metadata()->mutable_plugin_data()->set_plugin_name("text");
+  return Write(EventRecord(event.SerializeAsString()));
+}
+
 absl::Status EventFile::Write(absl::string_view record) {
   if (std::fwrite(record.data(), 1, record.size(), file_) != record.size() || std::fflush(file_) != 0) {
     return WriteError(path_, "write failed");

@@ -1,4 +1,4 @@
-// Scalars for TensorBoard: events.out.tfevents.SECONDS.HOST, records of protobuf messages with masked checksums.
+// Scalars and texts for TensorBoard: events.out.tfevents.SECONDS.HOST, records of protobuf messages with masked checksums.
 // Source: https://github.com/tensorflow/tensorflow, tensorflow/core/lib/io/record_writer.h
 #ifndef MT_RUNTIME_TRAIN_EVENT_FILE_H_
 #define MT_RUNTIME_TRAIN_EVENT_FILE_H_
@@ -30,6 +30,8 @@ class EventFile {
   absl::Status GoBack(int64_t step);
   // Written through. Nothing happens where no file is open. Errors: DataLoss.
   absl::Status Append(int64_t step, const std::vector<std::pair<std::string, double>>& scalars);
+  // As Append: a text, shown as Markdown.
+  absl::Status AppendText(int64_t step, const std::string& tag, const std::string& text);
 
  private:
   absl::Status Write(absl::string_view record);

@@ -3,11 +3,8 @@
 #include <google/protobuf/stubs/common.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <cmath>
-#include <cstring>
 #include <fstream>
-#include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -17,20 +14,15 @@
 #include "ir/base/memory.h"
 #include "ir/base/status_macros.h"
 #include "ir/base/units.h"
+#include "ir/target.h"
+#include "runtime/allocations.h"
 #include "runtime/cpu/blas.h"
 #include "runtime/cpu/thread_pool.h"
-#include "runtime/data/safetensors.h"
 
 namespace mt {
 namespace {
 
 using Json = nlohmann::ordered_json;
-
-std::string Rate(double per_second) {
-  if (per_second >= 1e6) return absl::StrFormat("%.2fM", per_second / 1e6);
-  if (per_second >= 1e3) return absl::StrFormat("%.1fk", per_second / 1e3);
-  return absl::StrFormat("%.0f", per_second);
-}
 
 // Columns that a terminal gives the text: code points, since what is printed here is narrow.
 size_t Width(absl::string_view text) {
@@ -44,32 +36,9 @@ std::string Repeat(absl::string_view piece, size_t times) {
   return text;
 }
 
-// JSON has no NaN.
-Json Number(double value) { return std::isfinite(value) ? Json(value) : Json(nullptr); }
-
-std::vector<int64_t> LogicalDims(const proto::StateProto& state) {
-  if (state.logical_dims_size() > 0) return {state.logical_dims().begin(), state.logical_dims().end()};
-  return {state.type().dims().begin(), state.type().dims().end()};
-}
-
-std::string DimsText(const std::vector<int64_t>& dims) { return DimsToString(dims); }
-
 }  // namespace
 
-std::string StepLine(const StepMetrics& m, int64_t steps, double seconds_left, int64_t arena_bytes) {
-  std::string line = absl::StrCat("step ", m.step);
-  if (steps > 0) {
-    absl::StrAppendFormat(&line, "/%d %.1f%%", steps, 100.0 * static_cast<double>(m.step) / static_cast<double>(steps));
-  }
-  const std::string norm = std::isfinite(m.grad_norm) ? absl::StrFormat("%.2f", m.grad_norm) : "inf";
-  absl::StrAppendFormat(&line, " | loss %.4f ppl %.2f | lr %.2e | gnorm %s | %s tok/s | %s", m.loss, std::exp(m.loss),
-                        m.lr, norm, Rate(m.tokens_per_second), FormatBytes(arena_bytes));
-  if (m.loss_scale) absl::StrAppendFormat(&line, " | scale %g%s", *m.loss_scale, m.skipped ? ", skipped" : "");
-  if (seconds_left >= 0) absl::StrAppend(&line, " | ETA ", FormatDuration(seconds_left));
-  return line;
-}
-
-std::string Box(absl::string_view title, const std::vector<std::pair<std::string, std::string>>& rows) {
+std::string Box(absl::string_view title, const BoxRows& rows) {
   size_t left = 0, right = 0;
   for (const auto& [name, value] : rows) {
     left = std::max(left, Width(name));
@@ -85,45 +54,110 @@ std::string Box(absl::string_view title, const std::vector<std::pair<std::string
   return box;
 }
 
-MetricsFile::~MetricsFile() {
-  if (file_ != nullptr) std::fclose(file_);
+MemoryUse MemoryUseOf(Executor& executor) {
+  Backend& backend = executor.backend();
+  MemoryUse memory;
+  memory.process_bytes = backend.host_addressable() ? PeakResidentBytes() : backend.ProcessDeviceBytes();
+  memory.others_too = memory.process_bytes < 0;
+  if (memory.others_too) memory.process_bytes = backend.UsedDeviceBytes();
+  memory.context_bytes = std::max<int64_t>(0, memory.process_bytes - executor.plan().arena_bytes());
+  return memory;
 }
 
-absl::Status MetricsFile::Open(const std::string& path) {
-  if (file_ != nullptr) std::fclose(file_);
-  path_ = path;
-  file_ = std::fopen(path.c_str(), "ae");
-  if (file_ == nullptr) return absl::DataLossError(absl::StrCat(path, ": cannot create: ", std::strerror(errno)));
-  return absl::OkStatus();
-}
-
-absl::Status MetricsFile::Append(const Json& line) {
-  if (file_ == nullptr) return absl::OkStatus();
-  const std::string text = absl::StrCat(line.dump(), "\n");
-  if (std::fwrite(text.data(), 1, text.size(), file_) != text.size() || std::fflush(file_) != 0) {
-    return absl::DataLossError(absl::StrCat(path_, ": write failed: ", std::strerror(errno)));
+absl::StatusOr<BoxRows> OutcomeRows(Executor& executor, const RunOutcome& outcome, const MemoryUse& memory) {
+  const TrainResult& result = outcome.result;
+  const int64_t arena_bytes = executor.plan().arena_bytes();
+  const bool on_device = !executor.backend().host_addressable();
+  BoxRows rows = {
+      {"tokens", FormatCount(result.tokens)},
+      {"time", FormatDuration(result.seconds)},
+      {"speed",
+       absl::StrFormat("%.0f tok/s", result.seconds > 0 ? static_cast<double>(result.tokens) / result.seconds : 0.0)}};
+  if (outcome.from_step > 0) rows.push_back({"resumed", absl::StrCat("after step ", outcome.from_step)});
+  if (result.stopped_early) {
+    rows.push_back({"stopped early", absl::StrFormat("%d evaluations without a val loss below %.4f",
+                                                     result.evals_since_best, result.best_val)});
   }
-  return absl::OkStatus();
-}
-
-Json StepJson(const StepMetrics& m) {
-  // The CPU's peak is not known, so there is no share of it to state.
-  Json json = {{"step", m.step},
-               {"loss", Number(m.loss)},
-               {"lr", m.lr},
-               {"grad_norm", Number(m.grad_norm)},
-               {"step_seconds", m.step_seconds},
-               {"tokens_per_second", m.tokens_per_second},
-               {"mfu", nullptr}};
-  if (m.loss_scale) {
-    json["loss_scale"] = *m.loss_scale;
-    json["skipped"] = m.skipped;
+  if (result.skipped_steps > 0) rows.push_back({"skipped", absl::StrCat(FormatCount(result.skipped_steps), " steps")});
+  if (result.steps > 0) rows.push_back({"train loss", absl::StrFormat("%.4f (last step)", result.last_loss)});
+  for (const auto& [eval, split] : outcome.evals) {
+    rows.push_back({eval.split, absl::StrFormat("loss %.4f  ppl %.2f  (bigram cross-entropy %.4f)", eval.loss,
+                                                std::exp(eval.loss), split.bigram_entropy)});
   }
-  return json;
+  rows.push_back({"arena planned", absl::StrCat(FormatBytes(arena_bytes), " (", FormatCount(arena_bytes), " bytes)")});
+  if (outcome.measurement) {
+    const Measurement& m = *outcome.measurement;
+    rows.push_back(
+        {"arena measured", absl::StrCat(FormatBytes(m.measured_arena_bytes), " (", FormatCount(m.measured_arena_bytes),
+                                        " bytes", m.idle_workspace_bytes == 0 ? "" : " and idle workspace", "), ",
+                                        m.agrees() ? "planned = measured" : "DIFFERS: see above")});
+  }
+  std::string beside =
+      absl::StrCat(FormatBytes(memory.process_bytes), ", ", FormatBytes(memory.context_bytes), " beside the arena");
+  if (on_device) {
+    ASSIGN_OR_RETURN(const Target target, ParseTarget(executor.plan().target()));
+    absl::StrAppend(&beside, " (", FormatBytes(ContextBytes(target)), " planned)",
+                    memory.others_too ? ", other processes included" : "");
+  }
+  rows.push_back({on_device ? "device" : "process", beside});
+  if (on_device) rows.push_back({"process", FormatBytes(PeakResidentBytes())});
+  if (outcome.drift) {
+    const Drift& drift = *outcome.drift;
+    rows.push_back(
+        {"drift",
+         absl::StrCat(
+             CanCountAllocations() ? absl::StrCat(drift.allocations.count, " allocations of 4 KiB or more, ") : "",
+             on_device ? absl::StrFormat("device %+d bytes, ", drift.device_bytes) : "",
+             absl::StrFormat("process %+d bytes since step %d", drift.process_bytes, DriftWatch::kFirstStep))});
+  }
+  if (result.steps > outcome.from_step && outcome.times.start_seconds > 0) {
+    const RunTimes& t = outcome.times;
+    rows.push_back(
+        {"first step", absl::StrFormat("after %.2f s: %.2f loading, %.2f weights, %.2f the step", t.start_seconds,
+                                       t.load_seconds, t.weights_seconds, t.first_step_seconds)});
+  }
+  return rows;
 }
 
-Json MemoryJson(const Executor& executor, const std::optional<Measurement>& measurement, int64_t process_bytes,
-                int64_t context_bytes) {
+Json OutcomeJson(Executor& executor, const RunOutcome& outcome) {
+  const proto::PlanProto& plan = executor.plan();
+  const TrainResult& result = outcome.result;
+  Json evals = Json::object(), drift = nullptr;
+  for (const auto& [eval, split] : outcome.evals) {
+    evals[eval.split] = {{"loss", eval.loss},
+                         {"perplexity", std::exp(eval.loss)},
+                         {"tokens", eval.tokens},
+                         {"bigram_entropy", split.bigram_entropy},
+                         {"unigram_entropy", split.unigram_entropy}};
+  }
+  if (outcome.drift) {
+    const AllocationCounts& counts = outcome.drift->allocations;
+    drift = {{"first_step", DriftWatch::kFirstStep},
+             {"allocations", CanCountAllocations() ? Json(counts.count) : Json(nullptr)},
+             {"small_allocations", CanCountAllocations() ? Json(counts.small_count) : Json(nullptr)},
+             {"device_bytes", outcome.drift->device_bytes},
+             {"process_bytes", outcome.drift->process_bytes}};
+  }
+  return {{"model", plan.model()},
+          {"target", plan.target()},
+          {"passes", plan.passes()},
+          {"plan_fingerprint", absl::StrFormat("%016x", plan.fingerprint())},
+          {"steps", result.steps},
+          {"skipped_steps", result.skipped_steps},
+          {"tokens", result.tokens},
+          {"seconds", result.seconds},
+          {"last_loss", result.last_loss},
+          {"interrupted", result.interrupted},
+          {"drift", drift},
+          {"load_seconds", outcome.times.load_seconds},
+          {"weights_seconds", outcome.times.weights_seconds},
+          {"first_step_seconds", outcome.times.first_step_seconds},
+          {"eval", evals},
+          {"versions", VersionsJson()},
+          {"hardware", HardwareJson(executor.backend())}};
+}
+
+Json MemoryJson(const Executor& executor, const std::optional<Measurement>& measurement, const MemoryUse& memory) {
   const proto::PlanProto& plan = executor.plan();
   const proto::ProgramProto* main = MainProgram(plan);
   Json planned = {{"arena_bytes", measurement ? measurement->planned_arena_bytes : plan.arena_bytes()}}, json;
@@ -157,12 +191,12 @@ Json MemoryJson(const Executor& executor, const std::optional<Measurement>& meas
     json["measured"] = nullptr;
     json["allocations_after_load"] = nullptr;
   }
-  json["process_bytes"] = process_bytes;
-  json["context_bytes"] = context_bytes;
+  json["process_bytes"] = memory.process_bytes;
+  json["context_bytes"] = memory.context_bytes;
   return json;
 }
 
-Json HardwareJson() {
+Json HardwareJson(const Backend& backend) {
   std::string cpu = "unknown";
   std::ifstream info("/proc/cpuinfo");
   for (std::string line; std::getline(info, line);) {
@@ -170,11 +204,13 @@ Json HardwareJson() {
     cpu = std::string(absl::StripAsciiWhitespace(absl::string_view(line).substr(line.find(':') + 1)));
     break;
   }
-  return {{"cpu", cpu},
-          {"usable_cpus", AvailableCpus()},
-          {"available_memory_bytes", AvailableMemoryBytes()},
-          {"gpu", nullptr},
-          {"driver", nullptr}};
+  Json hardware = {{"cpu", cpu},
+                   {"usable_cpus", AvailableCpus()},
+                   {"available_memory_bytes", AvailableMemoryBytes()},
+                   {"gpu", nullptr},
+                   {"driver", nullptr}};
+  for (const auto& [key, value] : backend.Description()) hardware[key] = value;
+  return hardware;
 }
 
 Json VersionsJson() {
@@ -182,55 +218,6 @@ Json VersionsJson() {
           {"compiler", absl::StrCat("gcc ", __VERSION__)},
           {"blas", BlasVersion()},
           {"protobuf", google::protobuf::internal::VersionString(GOOGLE_PROTOBUF_VERSION)}};
-}
-
-absl::Status SaveWeights(Executor& executor, const std::string& path) {
-  const proto::PlanProto& plan = executor.plan();
-  std::vector<SafetensorsTensor> tensors;
-  for (const proto::StatePlacement& placement : plan.states()) {
-    const proto::StateProto& state = placement.state();
-    if (ParseRole(state.role()) != Role::kParameter) continue;
-    SafetensorsTensor tensor;
-    tensor.name = state.name();
-    tensor.type = state.type().dtype() == "bf16" ? SafetensorsType::kBF16 : SafetensorsType::kF32;
-    tensor.shape = LogicalDims(state);
-    tensors.push_back(std::move(tensor));
-  }
-  ASSIGN_OR_RETURN(std::unique_ptr<SafetensorsWriter> writer,
-                   SafetensorsWriter::Create(path, tensors, {{"format", "mt"}, {"model", plan.model()}}));
-  for (const SafetensorsTensor& tensor : tensors) {
-    const BoundTensor* state = executor.FindState(tensor.name);
-    int64_t elements = 1;
-    for (const int64_t d : tensor.shape) elements *= d;
-    // Padding is at the end of dimension 0, so the logical elements are a prefix.
-    std::string bytes(static_cast<size_t>(elements * SizeOf(tensor.type)), '\0');
-    executor.backend().CopyToHost(bytes.data(), state->data, static_cast<int64_t>(bytes.size()));
-    RETURN_IF_ERROR(writer->Append(tensor.name, bytes));
-  }
-  return writer->Finish();
-}
-
-absl::Status LoadWeights(Executor& executor, const std::string& path) {
-  ASSIGN_OR_RETURN(const std::unique_ptr<SafetensorsReader> reader, SafetensorsReader::Open(path));
-  for (const proto::StatePlacement& placement : executor.plan().states()) {
-    const proto::StateProto& state = placement.state();
-    if (ParseRole(state.role()) != Role::kParameter) continue;
-    const SafetensorsTensor* tensor = reader->Find(state.name());
-    if (tensor == nullptr) {
-      return absl::FailedPreconditionError(absl::StrCat(
-          path, " has no tensor ", state.name(), ", which the plan's model ", executor.plan().model(), " needs"));
-    }
-    const BoundTensor* bound = executor.FindState(state.name());
-    const bool same_type = SizeOf(tensor->type) == ByteSize(bound->type.dtype) &&
-                           absl::AsciiStrToLower(SafetensorsTypeName(tensor->type)) == DTypeName(bound->type.dtype);
-    if (!same_type || tensor->shape != LogicalDims(state)) {
-      return absl::FailedPreconditionError(absl::StrCat(
-          path, ": tensor ", state.name(), " is ", SafetensorsTypeName(tensor->type), DimsText(tensor->shape),
-          "; the plan's model has ", DTypeName(bound->type.dtype), DimsText(LogicalDims(state))));
-    }
-    executor.backend().CopyToDevice(bound->data, reader->Bytes(*tensor).data(), tensor->size_bytes);
-  }
-  return absl::OkStatus();
 }
 
 }  // namespace mt

@@ -1,57 +1,66 @@
-// What a run shows and leaves behind: the line of a step, the box at the end, metrics.jsonl, memory.json, summary.json.
+// What a run shows and leaves behind when it ends: the box, memory.json, summary.json.
 #ifndef MT_RUNTIME_TRAIN_REPORT_H_
 #define MT_RUNTIME_TRAIN_REPORT_H_
 
-#include <cstdio>
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "nlohmann/json.hpp"
+#include "runtime/data/corpus.h"
+#include "runtime/drift.h"
 #include "runtime/executor.h"
 #include "runtime/measure.h"
 #include "runtime/train/trainer.h"
 
 namespace mt {
 
-// "step 120/1335 9.0% | loss 4.861 ppl 129.2 | lr 4.9e-4 | gnorm 0.83 | 80.1k tok/s | 21.9 MiB | ETA 0:07:52"
-std::string StepLine(const StepMetrics& metrics, int64_t steps, double seconds_left, int64_t arena_bytes);
+inline constexpr char kSummaryFile[] = "summary.json";
+inline constexpr char kMemoryFile[] = "memory.json";
 
 // Rows of a box of text, left column padded.
-std::string Box(absl::string_view title, const std::vector<std::pair<std::string, std::string>>& rows);
+using BoxRows = std::vector<std::pair<std::string, std::string>>;
+std::string Box(absl::string_view title, const BoxRows& rows);
 
-// One line a step, written through; the file is complete after every step.
-class MetricsFile {
- public:
-  MetricsFile() = default;
-  ~MetricsFile();
-  MetricsFile(const MetricsFile&) = delete;
-  MetricsFile& operator=(const MetricsFile&) = delete;
-  absl::Status Open(const std::string& path);  // Goes on at the end of one that is there.
-  absl::Status Append(const nlohmann::ordered_json& line);
+// Of the memory that the arena is in.
+struct MemoryUse {
+  int64_t process_bytes = 0;  // The process's peak on the host; on a device what it holds of it now.
+  int64_t context_bytes = 0;  // Of these, beside the arena.
+  bool others_too = false;    // Nobody can tell the processes on the device apart.
+};
+MemoryUse MemoryUseOf(Executor& executor);
 
- private:
-  std::string path_;
-  std::FILE* file_ = nullptr;
+struct RunTimes {
+  double load_seconds = 0, weights_seconds = 0;
+  double first_step_seconds = 0, start_seconds = 0;  // Of the first step; from the process's start to its end.
 };
 
-nlohmann::ordered_json StepJson(const StepMetrics& metrics);
+struct RunOutcome {
+  TrainResult result;
+  int64_t from_step = 0;                                 // Where it was taken up.
+  std::vector<std::pair<EvalMetrics, SplitInfo>> evals;  // At the end, over whole splits.
+  std::optional<Measurement> measurement;
+  std::optional<Drift> drift;
+  RunTimes times;
+};
+
+// What the box says, but for the files.
+absl::StatusOr<BoxRows> OutcomeRows(Executor& executor, const RunOutcome& outcome, const MemoryUse& memory);
+// Without what the command line says.
+nlohmann::ordered_json OutcomeJson(Executor& executor, const RunOutcome& outcome);
 
 // Planned and, where there is a measurement, measured bytes under the same keys; then the process.
 nlohmann::ordered_json MemoryJson(const Executor& executor, const std::optional<Measurement>& measurement,
-                                  int64_t process_bytes, int64_t context_bytes);
+                                  const MemoryUse& memory);
 
-// CPU model, usable CPUs, memory, versions of what was built in.
-nlohmann::ordered_json HardwareJson();
+// CPU model, usable CPUs, memory, and what the backend runs on.
+nlohmann::ordered_json HardwareJson(const Backend& backend);
+// Of what was built in.
 nlohmann::ordered_json VersionsJson();
-
-// Final weights, DIR/model.safetensors: parameters under their names with their logical shapes.
-absl::Status SaveWeights(Executor& executor, const std::string& path);
-// Errors: NotFound, FailedPrecondition (a parameter is missing or has another shape; names both).
-absl::Status LoadWeights(Executor& executor, const std::string& path);
 
 }  // namespace mt
 

@@ -25,6 +25,7 @@
 #include "runtime/data/strict_json.h"
 #include "runtime/train/event_file.h"
 #include "runtime/train/report.h"
+#include "runtime/train/run_log.h"
 
 namespace mt {
 namespace {
@@ -117,11 +118,11 @@ Json RunIdentity(const proto::PlanProto& plan, const Manifest& manifest, const T
           {"spike", options.spike}};
 }
 
-Json RunEnvironment(const proto::PlanProto& plan) {
-  const Json versions = VersionsJson(), hardware = HardwareJson();
+Json RunEnvironment(const proto::PlanProto& plan, const Backend& backend) {
+  const Json versions = VersionsJson(), hardware = HardwareJson(backend);
   Json environment = {{"target", plan.target()}};
   for (const char* key : {"mt", "blas"}) environment[key] = versions.value(key, Json(nullptr));
-  for (const char* key : {"cpu", "gpu", "driver"}) environment[key] = hardware.value(key, Json(nullptr));
+  for (const char* key : {"cpu", "gpu", "driver", "cublaslt"}) environment[key] = hardware.value(key, Json(nullptr));
   return environment;
 }
 
@@ -215,13 +216,13 @@ absl::Status RunFolder::Lock() {
   return absl::OkStatus();
 }
 
-std::vector<std::string> RunFolder::Warnings() const {
+std::vector<std::string> RunFolder::Warnings(const Json& environment) const {
   std::vector<std::string> warnings;
   for (const std::string& damage : newest_.damaged) {
     warnings.push_back(absl::StrCat("checkpoint passed over: ", damage));
   }
   if (checkpoint() == nullptr) return warnings;
-  const std::vector<std::string> differences = Differences(checkpoint()->environment(), options_.environment);
+  const std::vector<std::string> differences = Differences(checkpoint()->environment(), environment);
   if (!differences.empty()) {
     warnings.push_back(absl::StrCat("the run began elsewhere, so that it goes on within rounding, not to the bit: ",
                                     absl::StrJoin(differences, ", ")));
@@ -229,7 +230,8 @@ std::vector<std::string> RunFolder::Warnings() const {
   return warnings;
 }
 
-absl::Status RunFolder::Begin() {
+absl::Status RunFolder::Begin(Json environment) {
+  environment_ = std::move(environment);
   const std::string& path = options_.path;
   RETURN_IF_ERROR(MakeFolder(path));
   RETURN_IF_ERROR(Lock());
@@ -268,7 +270,7 @@ absl::Status RunFolder::Save(Executor& executor, const TrainState& state) {
   snapshot.model = executor.plan().model();
   snapshot.progress = ToJson(state);
   snapshot.identity = options_.identity;
-  snapshot.environment = options_.environment;
+  snapshot.environment = environment_;
   SnapshotStates(executor, &snapshot.states);
   saver_.Start();
   last_saved_step_ = state.steps;

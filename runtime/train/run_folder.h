@@ -21,14 +21,10 @@
 
 namespace mt {
 
-inline constexpr char kSummaryFile[] = "summary.json";
-inline constexpr char kMemoryFile[] = "memory.json";
-inline constexpr char kMetricsFile[] = "metrics.jsonl";
-
 // What must be equal for a run to go on: plan, corpus, and every setting that its numbers depend on. A flat object.
 nlohmann::ordered_json RunIdentity(const proto::PlanProto& plan, const Manifest& manifest, const TrainOptions& options);
 // What may make a run's bits differ on another machine: versions and devices.
-nlohmann::ordered_json RunEnvironment(const proto::PlanProto& plan);
+nlohmann::ordered_json RunEnvironment(const proto::PlanProto& plan, const Backend& backend);
 // "lr is 0.001 there, 0.002 here" for each member that differs.
 std::vector<std::string> Differences(const nlohmann::json& there, const nlohmann::json& here);
 
@@ -39,7 +35,7 @@ class RunFolder {
  public:
   struct Options {
     std::string path;
-    nlohmann::ordered_json identity, environment;
+    nlohmann::ordered_json identity;
     bool fresh = false;                 // What is there is replaced.
     std::optional<int64_t> save_every;  // Steps; 0: only where the run is interrupted; absent: every ten minutes.
     int64_t keep = 2;
@@ -55,12 +51,12 @@ class RunFolder {
   const nlohmann::json& finished() const { return finished_; }
   // Where it stopped; null where it starts.
   const CheckpointReader* checkpoint() const { return newest_.checkpoint.get(); }
-  // What a user should know: damaged checkpoints, another environment.
-  std::vector<std::string> Warnings() const;
+  // What a user should know: damaged checkpoints, an environment that is not the checkpoint's.
+  std::vector<std::string> Warnings(const nlohmann::ordered_json& environment) const;
 
   // Makes the folder this run's: removes what earlier ones have left, and of metrics.jsonl what comes after the
   // checkpoint. Errors: DataLoss.
-  absl::Status Begin();
+  absl::Status Begin(nlohmann::ordered_json environment);
 
   // Takes the newest checkpoint anew, after the save under way, and cuts metrics.jsonl behind it. Errors: DataLoss,
   // FailedPrecondition.
@@ -85,6 +81,7 @@ class RunFolder {
   absl::Status Lock();
 
   const Options options_;
+  nlohmann::ordered_json environment_;
   int lock_ = -1;
   nlohmann::json finished_;
   NewestCheckpoint newest_;

@@ -1,9 +1,13 @@
 #include "runtime/train/train_state.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "ir/base/check.h"
 
 namespace mt {
 namespace {
@@ -15,6 +19,7 @@ template <typename State, typename Visit>
 void ForEach(State& state, const Visit& visit) {
   visit("steps", state.steps);
   visit("samples", state.samples);
+  visit("sequence", state.sequence);
   visit("tokens", state.tokens);
   visit("skipped_steps", state.skipped_steps);
   visit("seconds", state.seconds);
@@ -69,6 +74,18 @@ struct Reader {
 
 }  // namespace
 
+void CountInSequences(int64_t sequence, TrainState* state) {
+  CHECK_GE(sequence, 1);
+  const int64_t before = std::exchange(state->sequence, sequence);
+  if (before == 0 || before == sequence) return;
+  // Both lengths over what they share, so that nothing that a run can reach overflows.
+  const int64_t shared = std::gcd(before, sequence), from = before / shared, to = sequence / shared;
+  const int64_t whole = state->samples / to, rest = state->samples % to;
+  state->samples = whole > kMaxCount / from - from ? kMaxCount : whole * from + (rest * from + to - 1) / to;
+  state->mean_loss = 0;
+  state->mean_steps = 0;
+}
+
 nlohmann::ordered_json ToJson(const TrainState& state) {
   nlohmann::ordered_json json = nlohmann::ordered_json::object();
   ForEach(state, Writer{json});
@@ -80,6 +97,9 @@ absl::StatusOr<TrainState> TrainStateFromJson(const nlohmann::json& json) {
   absl::Status status;
   ForEach(state, Reader{json, status});
   if (!status.ok()) return status;
+  if (state.sequence > int64_t{1} << 31) {
+    return absl::FailedPreconditionError(absl::StrCat("\"sequence\" is ", state.sequence, ", no length of a sequence"));
+  }
   return state;
 }
 

@@ -11,8 +11,9 @@
 namespace mt {
 
 struct TrainState {
-  int64_t steps = 0;    // Optimizer steps that are done.
-  int64_t samples = 0;  // Sequences of the corpus's endless order that have been used.
+  int64_t steps = 0;     // Optimizer steps that are done.
+  int64_t samples = 0;   // Sequences of the corpus's endless order (SampleOrder) that have been used ...
+  int64_t sequence = 0;  // ... in sequences of so many tokens; 0: none were used.
   int64_t tokens = 0;
   int64_t skipped_steps = 0;  // By loss scaling; among `steps`.
   double seconds = 0, last_loss = 0;
@@ -28,6 +29,10 @@ struct TrainState {
   double lr_factor = 1;
   int64_t backs_off_until = 0;
 };
+
+// The same place of the corpus in sequences of another length: the next one that starts there or later. What is
+// measured by the loss of sequences as they were (the running mean) starts anew. REQUIRES: sequence >= 1.
+void CountInSequences(int64_t sequence, TrainState* state);
 
 // Numbers come back to the bit; where they are not finite they are null.
 nlohmann::ordered_json ToJson(const TrainState& state);

@@ -37,6 +37,17 @@ constexpr ScalarName kScalars[] = {{"lr", &StepScalars::lr},
                                    {"weight_decay", &StepScalars::weight_decay},
                                    {"grad_clip", &StepScalars::grad_clip}};
 
+absl::StatusOr<int64_t> SizeFact(const proto::PlanProto& plan, const char* name) {
+  const auto fact = plan.facts().find(name);
+  if (fact == plan.facts().end() || fact->second < 1 || fact->second > (int64_t{1} << 31)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the plan has no fact \"", name,
+                     "\"; a model states it (facts in its graph file), and training needs "
+                     "it to feed batches"));
+  }
+  return fact->second;
+}
+
 double ReadScalar(Backend& backend, const BoundTensor& tensor) {
   float value = 0;
   backend.CopyToHost(&value, tensor.data, sizeof(value));
@@ -180,19 +191,19 @@ absl::Status CheckVocabulary(const proto::PlanProto& plan, const std::string& pl
       " --passes=", ShellQuote(plan.passes().empty() ? "none" : plan.passes()), " -o ", ShellQuote(plan_path)));
 }
 
-absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(Executor& executor, std::string data_folder) {
+absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(Executor& executor, std::string data_folder,
+                                                         SampleOrder::Options order) {
   auto trainer = std::unique_ptr<Trainer>(new Trainer(executor, std::move(data_folder)));
   const auto& facts = executor.plan().facts();
-  for (const auto& [name, field] : {std::pair<const char*, int64_t*>{"batch", &trainer->batch_},
-                                    {"sequence", &trainer->sequence_},
-                                    {"vocab_size", &trainer->vocab_size_}}) {
-    const auto fact = facts.find(name);
-    if (fact == facts.end() || fact->second < 1 || fact->second > (int64_t{1} << 31)) {
-      return absl::InvalidArgumentError(absl::StrCat("the plan has no fact \"", name,
-                                                     "\"; a model states it (facts in ",
-                                                     "its graph file), and training needs it to feed batches"));
-    }
-    *field = fact->second;
+  ASSIGN_OR_RETURN(const StageShape shape, ShapeOf(executor.plan()));
+  trainer->batch_ = shape.batch;
+  trainer->sequence_ = shape.sequence;
+  ASSIGN_OR_RETURN(trainer->vocab_size_, SizeFact(executor.plan(), "vocab_size"));
+  trainer->order_options_ = order;
+  if (order.block_tokens == 0) trainer->order_options_.block_tokens = trainer->sequence_;
+  if (trainer->order_options_.block_tokens % trainer->sequence_ != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("sequences of ", trainer->sequence_, " tokens do not divide blocks of ", order.block_tokens));
   }
   trainer->train_ = executor.FindProgram("train");
   trainer->apply_ = executor.FindProgram("apply");
@@ -246,32 +257,78 @@ absl::StatusOr<const CorpusReader*> Trainer::Reader(const std::string& split) {
   return absl::InvalidArgumentError(absl::StrCat("\"", split, "\" is not a split; known: train, val, test"));
 }
 
-absl::StatusOr<int64_t> Trainer::PlannedSteps(const TrainOptions& options) {
+absl::StatusOr<StageShape> ShapeOf(const proto::PlanProto& plan) {
+  StageShape shape;
+  ASSIGN_OR_RETURN(shape.batch, SizeFact(plan, "batch"));
+  ASSIGN_OR_RETURN(shape.sequence, SizeFact(plan, "sequence"));
+  return shape;
+}
+
+int64_t TokensOfSteps(int64_t steps, absl::Span<const StageShape> stages) {
+  int64_t tokens = 0;
+  for (size_t i = 0; i < stages.size() && steps > 0; ++i) {
+    const int64_t here = i + 1 < stages.size() ? std::min(steps, stages[i].steps) : steps;
+    tokens += here * stages[i].batch * stages[i].sequence;
+    steps -= here;
+  }
+  return tokens;
+}
+
+int64_t PlannedSteps(const TrainOptions& options, absl::Span<const StageShape> stages, int64_t epoch_tokens) {
   std::optional<int64_t> steps = options.steps;
-  const auto limit = [&steps](int64_t limit) { steps = steps ? std::min(*steps, limit) : limit; };
+  // of_stage(stage, tokens): the steps that this stage has after so many tokens, were it the last one.
+  const auto limit = [&](const auto& of_stage) {
+    int64_t before = 0, tokens = 0;
+    for (size_t i = 0; i < stages.size(); ++i) {
+      const int64_t wanted = std::max<int64_t>(0, of_stage(stages[i], tokens));
+      if (i + 1 < stages.size() && wanted > stages[i].steps) {
+        before += stages[i].steps;
+        tokens += stages[i].steps * stages[i].batch * stages[i].sequence;
+        continue;
+      }
+      steps = steps ? std::min(*steps, before + wanted) : before + wanted;
+      return;
+    }
+  };
   if (options.max_tokens) {
-    const int64_t of_step = batch_ * sequence_;
-    limit(*options.max_tokens / of_step + (*options.max_tokens % of_step > 0 ? 1 : 0));
+    limit([&](const StageShape& stage, int64_t tokens) {
+      const int64_t of_step = stage.batch * stage.sequence, rest = *options.max_tokens - tokens;
+      return rest <= 0 ? 0 : (rest - 1) / of_step + 1;
+    });
   }
   if (options.epochs || (!steps && !options.max_minutes)) {
-    ASSIGN_OR_RETURN(const CorpusReader* reader, Reader("train"));
-    const int64_t sequences = reader == nullptr ? 0 : reader->num_sequences(sequence_);
-    limit(static_cast<int64_t>(
-        std::ceil(options.epochs.value_or(1.0) * static_cast<double>(sequences) / static_cast<double>(batch_))));
+    limit([&](const StageShape& stage, int64_t tokens) {
+      const double sequences = options.epochs.value_or(1.0) * static_cast<double>(epoch_tokens / stage.sequence) -
+                               static_cast<double>(tokens / stage.sequence);
+      return static_cast<int64_t>(std::ceil(sequences / static_cast<double>(stage.batch)));
+    });
   }
   return steps.value_or(0);
 }
 
-absl::Status Trainer::Stage(const StepScalars& scalars, int64_t microbatch, bool beside) {
+absl::StatusOr<int64_t> Trainer::PlannedSteps(const TrainOptions& options) {
   ASSIGN_OR_RETURN(const CorpusReader* reader, Reader("train"));
-  if (reader == nullptr || reader->num_sequences(sequence_) == 0) {
-    return absl::FailedPreconditionError(absl::StrCat("the train split of ", data_folder_, " has no sequence of ",
-                                                      sequence_,
-                                                      " tokens; prepare more text or compile with a smaller --seq"));
+  const int64_t epoch_tokens = reader == nullptr ? 0 : reader->num_sequences(sequence_) * sequence_;
+  return mt::PlannedSteps(options, {{.batch = batch_, .sequence = sequence_}}, epoch_tokens);
+}
+
+absl::Status Trainer::Stage(const StepScalars& scalars, int64_t microbatch, bool beside) {
+  if (order_ == nullptr || order_->options().seed != scalars.seed) {
+    ASSIGN_OR_RETURN(const CorpusReader* reader, Reader("train"));
+    const int64_t block = order_options_.block_tokens;
+    if (reader == nullptr || reader->num_sequences(block) == 0) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("the train split of ", data_folder_, " has no ", block == sequence_ ? "sequence" : "block",
+                       " of ", block, " tokens", block == sequence_ ? "" : ", which the sequences of all plans share",
+                       "; prepare more text or compile with a smaller --seq",
+                       block == sequence_ ? "" : ", of lengths that divide each other"));
+    }
+    SampleOrder::Options options = order_options_;
+    options.seed = scalars.seed;
+    ASSIGN_OR_RETURN(order_, SampleOrder::Create(*reader, options));
   }
   const int64_t first = scalars.first_sample + microbatch * micro_batch();
-  RETURN_IF_ERROR(
-      reader->Samples(first, micro_batch(), sequence_, scalars.seed, absl::MakeSpan(tokens_), absl::MakeSpan(labels_)));
+  RETURN_IF_ERROR(order_->Samples(first, micro_batch(), sequence_, absl::MakeSpan(tokens_), absl::MakeSpan(labels_)));
   train_inputs_->StageBatch(tokens_, labels_, beside);
   staged_sample_ = first;
   return absl::OkStatus();
@@ -324,17 +381,20 @@ absl::StatusOr<TrainResult> Trainer::Train(const TrainOptions& options, const Tr
   ASSIGN_OR_RETURN(std::byte * pinned, backend.AllocatePinned(depth * kRow * int64_t{sizeof(float)}));
   float* const numbers = reinterpret_cast<float*>(pinned);
 
+  TrainState from = options.from;
+  CountInSequences(sequence_, &from);
   LrSchedule schedule(options.schedule, options.scalars.lr, options.min_lr_ratio, options.warmup_steps,
                       options.patience);
-  schedule.set_plateau(options.from.plateau);
+  schedule.set_plateau(from.plateau);
   const bool by_steps = steps > 0 || options.steps || options.max_tokens || options.epochs || !options.max_minutes;
   const auto evaluates_after = [&](int64_t step) {
-    return options.eval_every > 0 && step % options.eval_every == 0 && step < steps && eval_ != nullptr;
+    const bool last = by_steps && step >= steps;
+    return options.eval_every > 0 && step % options.eval_every == 0 && !last && eval_ != nullptr;
   };
   const auto scalars_of = [&](int64_t step) {  // All but the learning rate.
     StepScalars scalars = options.scalars;
     scalars.step += step;
-    scalars.first_sample += options.from.samples + (step - options.from.steps) * batch_;
+    scalars.first_sample += from.samples + (step - from.steps) * batch_;
     return scalars;
   };
 
@@ -345,7 +405,7 @@ absl::StatusOr<TrainResult> Trainer::Train(const TrainOptions& options, const Tr
   };
   std::vector<UnderWay> under_way(static_cast<size_t>(depth));
   TrainResult result;  // Of the steps that have been read.
-  static_cast<TrainState&>(result) = options.from;
+  static_cast<TrainState&>(result) = from;
   int64_t launched = result.steps;
   const Clock::time_point start = Clock::now();
   Clock::time_point last_read = start;
@@ -356,6 +416,7 @@ absl::StatusOr<TrainResult> Trainer::Train(const TrainOptions& options, const Tr
     const float* values = numbers + slot * kRow;
     StepMetrics metrics;
     metrics.step = ++result.steps;
+    metrics.sequence = sequence_;
     metrics.loss = values[0];
     metrics.grad_norm = outputs[1] == nullptr ? 0 : values[1];
     if (outputs[2] != nullptr) metrics.loss_scale = values[2];
@@ -365,7 +426,7 @@ absl::StatusOr<TrainResult> Trainer::Train(const TrainOptions& options, const Tr
     metrics.step_seconds = SecondsSince(std::max(step.start, last_read));
     last_read = Clock::now();
     metrics.tokens_per_second = static_cast<double>(batch_ * sequence_) / metrics.step_seconds;
-    metrics.elapsed_seconds = options.from.seconds + SecondsSince(start);
+    metrics.elapsed_seconds = from.seconds + SecondsSince(start);
     result.tokens += batch_ * sequence_;
     result.samples += batch_;
     result.last_loss = metrics.loss;
@@ -404,7 +465,7 @@ absl::StatusOr<TrainResult> Trainer::Train(const TrainOptions& options, const Tr
   };
 
   while (true) {
-    const double elapsed = options.from.seconds + SecondsSince(start);
+    const double elapsed = from.seconds + SecondsSince(start);
     if (by_steps && launched >= steps) break;
     if (options.early_stop > 0 && result.evals_since_best >= options.early_stop) {
       result.stopped_early = true;
@@ -415,14 +476,17 @@ absl::StatusOr<TrainResult> Trainer::Train(const TrainOptions& options, const Tr
       result.interrupted = true;
       break;
     }
+    if (options.pause_after && launched >= *options.pause_after) {
+      result.paused = true;
+      break;
+    }
     StepScalars scalars = scalars_of(launched);
     // The part after the warmup; by time where only that is limited.
     const int64_t after = launched - options.warmup_steps;
     const double progress =
         steps > 0 ? static_cast<double>(after) / std::max<double>(1, static_cast<double>(steps - options.warmup_steps))
                   : elapsed / (options.max_minutes.value_or(1) * 60);
-    scalars.lr =
-        schedule.At(launched, progress) * (launched < options.from.backs_off_until ? options.from.lr_factor : 1);
+    scalars.lr = schedule.At(launched, progress) * (launched < from.backs_off_until ? from.lr_factor : 1);
     const int64_t slot = launched % depth;
     UnderWay& step = under_way[static_cast<size_t>(slot)];
     step = {.lr = scalars.lr, .start = Clock::now()};
@@ -430,7 +494,8 @@ absl::StatusOr<TrainResult> Trainer::Train(const TrainOptions& options, const Tr
     // Nothing is staged where another program comes between, whose buffers may lie over the staged batch.
     const StepScalars next = scalars_of(launched);
     const bool saves = hooks.saves_after && hooks.saves_after(launched);
-    const bool follows = depth > 1 && !(by_steps && launched >= steps) && !evaluates_after(launched) && !saves;
+    const bool ends = (by_steps && launched >= steps) || (options.pause_after && launched >= *options.pause_after);
+    const bool follows = depth > 1 && !ends && !evaluates_after(launched) && !saves;
     RETURN_IF_ERROR(Launch(scalars, follows ? &next : nullptr));
     for (int64_t i = 0; i < kRow; ++i) {
       if (outputs[i] == nullptr) continue;
@@ -452,13 +517,13 @@ absl::StatusOr<TrainResult> Trainer::Train(const TrainOptions& options, const Tr
     }
     if (saves) {
       RETURN_IF_ERROR(read_all());
-      result.seconds = options.from.seconds + SecondsSince(start);
+      result.seconds = from.seconds + SecondsSince(start);
       RETURN_IF_ERROR(hooks.on_save(result));
     }
   }
   RETURN_IF_ERROR(read_all());
   staged_sample_.reset();  // Evaluations may lie over it.
-  result.seconds = options.from.seconds + SecondsSince(start);
+  result.seconds = from.seconds + SecondsSince(start);
   return result;
 }
 

@@ -12,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "runtime/data/corpus.h"
+#include "runtime/data/sample_order.h"
 #include "runtime/executor.h"
 #include "runtime/train/lr_schedule.h"
 #include "runtime/train/train_state.h"
@@ -92,10 +93,27 @@ struct TrainOptions {
   double spike = 0;
   int64_t early_stop = 0;    // Evaluations in a row without a better loss that end the run; 0: none do.
   std::string init, resume;  // Where the states came from, for the run's identity.
+  std::string curriculum;    // As it was asked for.
+  // Train returns after this step, though the run has more: another plan goes on.
+  std::optional<int64_t> pause_after;
 };
 
+// A part of a run that one plan takes.
+struct StageShape {
+  int64_t steps = 0;  // Of the last one: 0, it goes on to the end of the run.
+  int64_t batch = 0, sequence = 0;
+};
+// Of a plan whose facts are untrusted, with no steps. Errors: InvalidArgument (a fact is missing).
+absl::StatusOr<StageShape> ShapeOf(const proto::PlanProto& plan);
+// Steps that `options` asks for over these stages, with so many tokens in an epoch; 0 where only the time is limited.
+// REQUIRES: at least one stage.
+int64_t PlannedSteps(const TrainOptions& options, absl::Span<const StageShape> stages, int64_t epoch_tokens);
+// Tokens of the first steps of a run.
+int64_t TokensOfSteps(int64_t steps, absl::Span<const StageShape> stages);
+
 struct StepMetrics {
-  int64_t step = 0;  // From 1.
+  int64_t step = 0;      // From 1.
+  int64_t sequence = 0;  // Tokens of each of its sequences.
   double loss = 0, lr = 0, grad_norm = 0, step_seconds = 0, tokens_per_second = 0;
   double elapsed_seconds = 0;
   // With dynamic loss scaling: the scale after the step, and whether the gradients were not finite, so that nothing but
@@ -125,12 +143,15 @@ struct TrainHooks {
 
 struct TrainResult : TrainState {
   bool interrupted = false, stopped_early = false;
+  bool paused = false;  // After TrainOptions::pause_after; the run is not over.
 };
 
 class Trainer {
  public:
-  // REQUIRES: the corpus has the plan's vocabulary (CheckVocabulary). Errors: InvalidArgument, FailedPrecondition.
-  static absl::StatusOr<std::unique_ptr<Trainer>> Create(Executor& executor, std::string data_folder);
+  // `order`: its block_tokens of 0 are one sequence, its seed is that of the scalars. REQUIRES: the corpus has the
+  // plan's vocabulary (CheckVocabulary). Errors: InvalidArgument, FailedPrecondition.
+  static absl::StatusOr<std::unique_ptr<Trainer>> Create(Executor& executor, std::string data_folder,
+                                                         SampleOrder::Options order = {});
 
   int64_t batch() const { return batch_; }  // Sequences of one optimizer step.
   int64_t microbatches() const { return microbatches_; }
@@ -156,7 +177,7 @@ class Trainer {
   absl::StatusOr<TrainResult> Train(const TrainOptions& options, const TrainHooks& hooks);
   // Mean loss over a split; max_batches 0: all of it. Errors: NotFound (no such split), FailedPrecondition.
   absl::StatusOr<EvalMetrics> Evaluate(const std::string& split, int64_t max_batches);
-  // Null where the split has no tokens or is not there.
+  // Null where the split has no tokens.
   absl::StatusOr<const CorpusReader*> Reader(const std::string& split);
 
  private:
@@ -174,6 +195,8 @@ class Trainer {
   const Program *train_ = nullptr, *apply_ = nullptr, *eval_ = nullptr;
   std::optional<StepInputs> train_inputs_, apply_inputs_, eval_inputs_;
   std::unique_ptr<CorpusReader> readers_[3];
+  SampleOrder::Options order_options_;
+  std::unique_ptr<SampleOrder> order_;
   std::vector<int32_t> tokens_, labels_;
   std::optional<int64_t> staged_sample_;  // The first one of the batch that has been staged and not taken.
 };
