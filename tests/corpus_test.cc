@@ -1,5 +1,7 @@
 #include "runtime/data/corpus.h"
 
+#include <fcntl.h>
+#include <sys/file.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -9,15 +11,20 @@
 #include <atomic>
 #include <cmath>
 #include <csignal>
+#include <cstdlib>
 #include <filesystem>
 #include <map>
 #include <numeric>
 #include <random>
 #include <set>
 
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "ir/base/file.h"
 #include "nlohmann/json.hpp"
 #include "runtime/data/crc32c.h"
@@ -219,6 +226,14 @@ class CorpusTest : public ::testing::Test {
     ASSIGN_OR_RETURN(const auto reader, CorpusReader::Open(out_, split));
     std::vector<int32_t> ids(static_cast<size_t>(reader->num_tokens()));
     return reader->Read(0, absl::MakeSpan(ids));
+  }
+
+  // A corpus, every block of it good, and nothing beside it.
+  void ExpectWhole() {
+    for (const char* split : {"train", "val", "test"}) EXPECT_OK(OpenAndReadAll(split));
+    for (const std::string& name : OutFiles()) {
+      EXPECT_TRUE(name == kManifestFile || name == kTokenizerFile || name.find(".bin") == name.size() - 4) << name;
+    }
   }
 
   std::string folder_;
@@ -694,13 +709,14 @@ TEST_F(CorpusTest, SurvivesFlippedBits) {
 // --- The command as a process.
 
 struct Outcome {
-  int code;
+  int code = -1;
   std::string output;
 };
 
-// Runs the command in a child; `file_limit_bytes` > 0 limits the size of any file it writes, as a full disk would.
+// Runs the command in a child; `file_limit_bytes` > 0 limits the size of any file it writes, as a full disk would;
+// kill_after_micros >= 0: kill -9 after that time.
 Outcome RunMtcorpus(const std::vector<std::string>& arguments, const std::string& log, int64_t file_limit_bytes = 0,
-                    const std::string& input = "/dev/null") {
+                    const std::string& input = "/dev/null", int64_t kill_after_micros = -1) {
   const pid_t child = ::fork();
   if (child == 0) {
     if (std::freopen(log.c_str(), "wb", stdout) == nullptr || ::dup2(::fileno(stdout), 2) < 0 ||
@@ -718,6 +734,10 @@ Outcome RunMtcorpus(const std::vector<std::string>& arguments, const std::string
     const int code = MtcorpusMain(static_cast<int>(argv.size()), argv.data());
     std::fflush(stdout);
     ::_exit(code);
+  }
+  if (kill_after_micros >= 0) {
+    ::usleep(static_cast<useconds_t>(kill_after_micros));
+    ::kill(child, SIGKILL);
   }
   int status = 0;
   ::waitpid(child, &status, 0);
@@ -785,43 +805,291 @@ TEST_F(CorpusTest, CommandExitCodes) {
   EXPECT_THAT(run.output, HasSubstr(absl::StrCat(input_, ": byte 10 (0xff)")));
 }
 
-TEST_F(CorpusTest, AFailedWriteLeavesNoCorpus) {
+TEST_F(CorpusTest, AFailedWriteLeavesNoCorpusButWhatIsFinished) {
   ASSERT_OK(WriteFile(input_, Text(3000)));
   const std::string log = absl::StrCat(folder_, "/log");
-  // The tokenizer's file fits, the train shard does not; then not even the tokenizer; then the spool of a pipe.
-  for (const int64_t limit : {100'000, 2'000}) {
-    const Outcome run = RunMtcorpus({"prep", "--input", input_, "--out", out_, "--tokenizer", "char"}, log, limit);
-    EXPECT_EQ(run.code, 7) << limit << run.output;
-    EXPECT_THAT(run.output, HasSubstr("write failed: File too large"));
-    EXPECT_FALSE(fs::exists(out_));
-  }
-  const Outcome run = RunMtcorpus({"prep", "--input", "-", "--out", out_, "--tokenizer", "char"}, log, 100'000, input_);
+  // Not even the tokenizer's file fits; then the spool of a pipe does not.
+  Outcome run = RunMtcorpus({"prep", "--input", input_, "--out", out_, "--tokenizer", "char"}, log, 400);
   EXPECT_EQ(run.code, 7) << run.output;
   EXPECT_FALSE(fs::exists(out_));
+  run = RunMtcorpus({"prep", "--input", "-", "--out", out_, "--tokenizer", "char"}, log, 100'000, input_);
+  EXPECT_EQ(run.code, 7) << run.output;
+  EXPECT_FALSE(fs::exists(out_));
+  // The tokenizer's file fits, the train shard does not.
+  run = RunMtcorpus({"prep", "--input", input_, "--out", out_, "--tokenizer", "char"}, log, 100'000);
+  EXPECT_EQ(run.code, 7) << run.output;
+  EXPECT_THAT(run.output, AllOf(HasSubstr("write failed: File too large"), HasSubstr("the same command goes on")));
+  EXPECT_FALSE(fs::exists(OutFile(kManifestFile)));
+  run = RunMtcorpus({"prep", "--input", input_, "--out", out_, "--tokenizer", "char"}, log);
+  EXPECT_EQ(run.code, 0) << run.output;
+  EXPECT_THAT(run.output, HasSubstr("going on"));
+  ExpectWhole();
 }
 
-TEST_F(CorpusTest, AKilledPreparationIsNoCorpusAndIsSweptUp) {
-  ASSERT_OK(WriteFile(input_, Text(3000)));
+// --- Interrupted work.
+
+// The files of the corpus, by name; nothing else is there.
+std::map<std::string, std::string> CorpusFiles(const std::string& folder) {
+  std::map<std::string, std::string> files;
+  for (const auto& entry : fs::directory_iterator(folder)) {
+    files[entry.path().filename().string()] = ReadFile(entry.path().string()).value_or("?");
+  }
+  return files;
+}
+
+// Runs PrepareCorpus in a process that kills itself where `phase` has done more than `share`.
+void KillAt(PrepOptions options, const std::string& phase, double share) {
   const pid_t child = ::fork();
   if (child == 0) {
-    PrepOptions options = Options();
-    options.shard_tokens = 1000;
-    options.progress = [&](absl::string_view phase, int64_t done, int64_t total) {
-      if (phase == "writing" && done > total / 2) ::kill(::getpid(), SIGKILL);
+    options.progress = [&](absl::string_view now, int64_t done, int64_t total) {
+      if (now == phase && static_cast<double>(done) > share * static_cast<double>(total)) ::kill(::getpid(), SIGKILL);
     };
     PrepareCorpus(options).IgnoreError();
     ::_exit(0);
   }
   int status = 0;
   ::waitpid(child, &status, 0);
-  ASSERT_TRUE(WIFSIGNALED(status));
+  ASSERT_TRUE(WIFSIGNALED(status)) << phase << " " << share;
+}
+
+// As a user does it: the same command again until it is done, killed at any moment, MT_TEST_KILLS times.
+TEST_F(CorpusTest, KilledAtAnyMomentTheSameCommandGoesOnBitForBit) {
+  const std::string text = Text(1500);
+  ASSERT_OK(WriteFile(input_, text));
+  std::string lines;
+  for (int i = 0; i < 1500; ++i) {
+    absl::StrAppend(&lines, "{\"text\": \"Litwo, ojczyzno moja ", i * 77777, " ty jesteś jak zdrowie\"}\n");
+  }
+  const std::string records = absl::StrCat(folder_, "/x.jsonl");
+  ASSERT_OK(WriteFile(records, lines));
+  const char* wanted = std::getenv("MT_TEST_KILLS");
+  int wanted_kills = 24;
+  ASSERT_TRUE(wanted == nullptr || absl::SimpleAtoi(wanted, &wanted_kills));
+  std::mt19937 random(9);
+  int kills = 0;
+  int went_on = 0;
+  const std::string log = absl::StrCat(folder_, "/log");
+  for (int round = 0; kills < wanted_kills; ++round) {
+    const bool pipe = round % 4 == 3;
+    const std::string file = round % 4 == 2 ? records : input_;
+    const std::vector<std::string> arguments = {"prep",
+                                                "--input",
+                                                pipe ? "-" : file,
+                                                "--out",
+                                                out_,
+                                                "--tokenizer",
+                                                round % 2 == 0 ? "bpe:300" : "char",
+                                                "--shard-tokens",
+                                                round % 3 == 0 ? "1501" : "5000",
+                                                "--overwrite"};
+    const absl::Time start = absl::Now();
+    Outcome whole = RunMtcorpus(arguments, log, 0, pipe ? file : "/dev/null");
+    ASSERT_EQ(whole.code, 0) << whole.output;
+    const int64_t micros = absl::ToInt64Microseconds(absl::Now() - start);
+    const std::map<std::string, std::string> expected = CorpusFiles(out_);
+    fs::remove_all(out_);
+    for (int attempt = 0;; ++attempt) {
+      ASSERT_LT(attempt, 1000);
+      const int64_t delay = static_cast<int64_t>(random()) % (micros + micros / 8);
+      const Outcome run = RunMtcorpus(arguments, log, 0, pipe ? file : "/dev/null", delay);
+      went_on += absl::StrContains(run.output, "going on");
+      if (run.code == 0) break;
+      ASSERT_EQ(run.code, 128 + SIGKILL) << run.output;
+      ++kills;
+      if (!fs::exists(OutFile(kManifestFile))) continue;
+      ASSERT_OK(OpenAndReadAll());  // It was killed when all was done.
+      break;
+    }
+    std::map<std::string, std::string> files = CorpusFiles(out_);
+    for (const char* stray : {"unfinished.json", "unfinished.index", "unfinished.text"}) {
+      if (files.count(kManifestFile) > 0) files.erase(stray);  // Killed between the last two calls.
+    }
+    ASSERT_EQ(files.size(), expected.size()) << round;
+    for (const auto& [name, contents] : expected) ASSERT_TRUE(files[name] == contents) << round << " " << name;
+  }
+  EXPECT_GT(went_on, kills / 4);
+}
+
+TEST_F(CorpusTest, WhatIsFinishedIsNotDoneAgain) {
+  ASSERT_OK(WriteFile(input_, Text(2000)));
+  PrepOptions options = Options("bpe:300");
+  options.shard_tokens = 5000;
+  Prepare(options);
+  const auto expected = CorpusFiles(out_);
+  fs::remove_all(out_);
+  const auto phases = [&](const PrepOptions& before) {
+    PrepOptions again = before;
+    std::map<std::string, int64_t> first;  // Bytes that were done when a phase was first heard of.
+    again.progress = [&](absl::string_view phase, int64_t done, int64_t) { first.insert({std::string(phase), done}); };
+    Prepare(again);
+    return first;
+  };
+  KillAt(options, "training tokenizer", 0.5);
+  EXPECT_THAT(OpenAndReadAll(), StatusIs(absl::StatusCode::kNotFound, HasSubstr("the same command goes on")));
+  auto seen = phases(options);
+  EXPECT_EQ(seen.count("reading"), 0u);
+  EXPECT_EQ(seen.count("training tokenizer"), 1u);
+  EXPECT_TRUE(CorpusFiles(out_) == expected);
+
+  fs::remove_all(out_);
+  KillAt(options, "writing", 0.6);
+  seen = phases(options);
+  EXPECT_EQ(seen.count("reading") + seen.count("training tokenizer"), 0u);
+  EXPECT_GT(seen["writing"], 60'000);  // Of 130,000.
+  EXPECT_TRUE(CorpusFiles(out_) == expected);
+
+  fs::remove_all(out_);
+  KillAt(options, "counting", 0.5);
+  options.overwrite = true;  // Replaces a corpus, or what is another's.
+  seen = phases(options);
+  EXPECT_EQ(seen["writing"], static_cast<int64_t>(Text(2000).size()));
+  EXPECT_TRUE(CorpusFiles(out_) == expected);
+
+  // A file of one document that is longer than the parts it is read in.
+  std::string one = "ala";
+  for (int i = 0; i < 300'000; ++i) absl::StrAppend(&one, " ma ", i % 1000);
+  ASSERT_OK(WriteFile(input_, one + "\n\nval\n\ntest"));
+  options.shard_tokens = 100'000;
+  Prepare(options);
+  const auto long_document = CorpusFiles(out_);
+  KillAt(options, "writing", 0.9);
+  seen = phases(options);
+  EXPECT_GT(seen["writing"], 1'000'000);
+  EXPECT_TRUE(CorpusFiles(out_) == long_document);
+}
+
+TEST_F(CorpusTest, UnfinishedWorkOfAnotherCommandOrInputIsNamed) {
+  constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
+  const std::string text = Text(2000);
+  ASSERT_OK(WriteFile(input_, text));
+  PrepOptions options = Options();
+  options.shard_tokens = 15'000;
+  const auto kill = [&] {
+    fs::remove_all(out_);
+    KillAt(options, "writing", 0.5);
+  };
+  kill();
+  const auto left = CorpusFiles(out_);
+  PrepOptions other = options;
+  other.seed = 5;
+  other.tokenizer = "bpe:300";
+  EXPECT_THAT(PrepareCorpus(other),
+              StatusIs(kInvalid, AllOf(HasSubstr("--seed was 0 and is 5"),
+                                       HasSubstr("--tokenizer was char and is bpe:300"), HasSubstr("--overwrite"))));
+  ASSERT_OK(WriteFile(input_, text + "x"));
+  EXPECT_THAT(PrepareCorpus(options), StatusIs(kInvalid, AllOf(HasSubstr(input_), HasSubstr("has changed since"))));
+  std::string same_size = text;
+  same_size[same_size.size() / 2] = 'q';
+  ASSERT_OK(WriteFile(input_, same_size));
+  EXPECT_THAT(PrepareCorpus(options), StatusIs(kInvalid, HasSubstr("has changed since")));
+  EXPECT_TRUE(CorpusFiles(out_) == left);
+  ASSERT_OK(WriteFile(input_, text));  // Another file of the same bytes.
+  EXPECT_THAT(PrepareCorpus(options), IsOk());
+  ExpectWhole();
+  const auto expected = CorpusFiles(out_);
+
+  kill();
+  ASSERT_OK(WriteFile(input_, Text(100)));
+  PrepOptions replace = options;
+  replace.overwrite = true;
+  EXPECT_THAT(PrepareCorpus(replace), IsOk());
+  EXPECT_EQ(ReadManifest(out_)->splits[0].documents, 85);
+  ExpectWhole();
+
+  // Another process at work.
+  ASSERT_OK(WriteFile(input_, text));
+  kill();
+  const int folder = ::open(out_.c_str(), O_RDONLY | O_DIRECTORY);
+  ASSERT_EQ(::flock(folder, LOCK_EX), 0);
+  EXPECT_THAT(PrepareCorpus(options),
+              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("another mtcorpus prep")));
+  ::close(folder);
+  // Whatever is damaged is not gone on with.
+  std::mt19937 random(6);
+  for (int i = 0; i < 25; ++i) {
+    kill();
+    std::vector<std::string> names = OutFiles();
+    const std::string name = OutFile(names[random() % names.size()]);
+    std::string bytes = ReadFile(name).value();
+    if (bytes.empty()) continue;
+    const size_t at = random() % bytes.size();
+    if (i % 3 == 0) {
+      bytes.resize(at);
+    } else {
+      bytes[at] = static_cast<char>(bytes[at] ^ 1 << random() % 8);
+    }
+    ASSERT_OK(WriteFile(name, bytes));
+    absl::StatusOr<Manifest> manifest = PrepareCorpus(options);
+    if (!manifest.ok()) {  // A block is only seen to be damaged when it is counted: named, and nothing is left.
+      ASSERT_THAT(manifest, StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr(".bin"))) << name;
+      ASSERT_FALSE(fs::exists(OutFile(kManifestFile)));
+      manifest = PrepareCorpus(options);
+    }
+    ASSERT_OK(manifest);
+    ASSERT_TRUE(CorpusFiles(out_) == expected) << name << " at " << at;
+  }
+}
+
+TEST_F(CorpusTest, FoldersAndPipesGoOnIfTheyAreTheSame) {
+  const std::string texts = absl::StrCat(folder_, "/texts");
+  fs::create_directories(texts);
+  for (int i = 0; i < 300; ++i) ASSERT_OK(WriteFile(absl::StrCat(texts, "/", 100 + i), Text(1 + i % 9)));
+  PrepOptions options = Options();
+  options.input = texts;
+  options.shard_tokens = 5000;
+  KillAt(options, "writing", 0.5);
+  ASSERT_OK(WriteFile(texts + "/150a", "new"));
+  EXPECT_THAT(PrepareCorpus(options), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("150a: is new since")));
+  fs::remove(texts + "/150a");
+  fs::rename(texts + "/150", texts + "/.150");
+  EXPECT_THAT(PrepareCorpus(options),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("150: is no longer there")));
+  fs::rename(texts + "/.150", texts + "/150");
+  int64_t read = 0;
+  options.progress = [&](absl::string_view phase, int64_t, int64_t) { read += phase == "reading"; };
+  ASSERT_THAT(PrepareCorpus(options), IsOk());
+  EXPECT_EQ(read, 0);
+  ExpectWhole();
+
+  fs::remove_all(out_);
+  const std::string log = absl::StrCat(folder_, "/log");
+  ASSERT_OK(WriteFile(input_, Text(3000)));
+  const std::vector<std::string> piped = {"prep", "--input",        "-",    "--out", out_, "--tokenizer",
+                                          "char", "--shard-tokens", "10000"};
+  Outcome run = RunMtcorpus(piped, log, 0, input_);
+  ASSERT_EQ(run.code, 0) << run.output;
+  const auto expected = CorpusFiles(out_);
+  fs::remove_all(out_);
+  run = {};
+  for (int64_t delay = 1000; run.code != 0 && !fs::exists(OutFile("train-00001.bin")); delay += delay / 4) {
+    run = RunMtcorpus(piped, log, 0, input_, delay);
+  }
+  if (run.code != 0) {
+    ASSERT_OK(WriteFile(folder_ + "/other", Text(2999)));
+    run = RunMtcorpus(piped, log, 0, folder_ + "/other");
+    EXPECT_EQ(run.code, 2) << run.output;
+    EXPECT_THAT(run.output, HasSubstr("standard input: has changed since"));
+    run = RunMtcorpus(piped, log, 0, input_);
+    EXPECT_EQ(run.code, 0) << run.output;
+    EXPECT_THAT(run.output, HasSubstr("going on"));
+  }
+  EXPECT_TRUE(CorpusFiles(out_) == expected);
+}
+
+TEST_F(CorpusTest, AKilledPreparationIsNoCorpus) {
+  ASSERT_OK(WriteFile(input_, Text(3000)));
+  PrepOptions options = Options();
+  options.shard_tokens = 1000;
+  KillAt(options, "writing", 0.5);
   const std::vector<std::string> left = OutFiles();
   EXPECT_GT(left.size(), 3u);
   EXPECT_THAT(absl::StrJoin(left, " "), HasSubstr(".tmp-"));
   EXPECT_THAT(OpenAndReadAll(), StatusIs(absl::StatusCode::kNotFound, HasSubstr("did not finish")));
   EXPECT_EQ(RunMtcorpus({"stat", out_}, absl::StrCat(folder_, "/log")).code, 4);
   ASSERT_OK(WriteFile(OutFile("notes.txt"), "not ours"));
-  Prepare(Options());
+  options = Options();
+  options.overwrite = true;
+  Prepare(options);
   EXPECT_THAT(OutFiles(), ElementsAre("manifest.json", "notes.txt", "test-00000.bin", "tokenizer.json",
                                       "train-00000.bin", "val-00000.bin"));
 }

@@ -171,6 +171,8 @@ absl::StatusOr<SplitInfo> ParseSplit(const nlohmann::json& json, const std::stri
   return split;
 }
 
+}  // namespace
+
 absl::StatusOr<Manifest> ParseManifest(absl::string_view text) {
   ASSIGN_OR_RETURN(const nlohmann::json json, ParseStrictJson(text));
   Fields fields(json, "");
@@ -233,8 +235,6 @@ absl::StatusOr<Manifest> ParseManifest(absl::string_view text) {
   return manifest;
 }
 
-}  // namespace
-
 std::string ShardFileName(absl::string_view split, int64_t index) {
   return absl::StrFormat("%s-%05d.bin", split, index);
 }
@@ -257,8 +257,8 @@ absl::StatusOr<Manifest> ReadManifest(const std::string& folder) {
   absl::StatusOr<std::string> text = ReadFile(path, int64_t{64} << 20);
   if (absl::IsNotFound(text.status())) {
     return absl::NotFoundError(absl::StrCat(folder, ": is not a corpus (no ", kManifestFile,
-                                            "), or its preparation did not finish; make one with mtcorpus prep --input "
-                                            "FILE --out ",
+                                            "), or its preparation did not finish (the same command goes on); make one "
+                                            "with mtcorpus prep --input FILE --out ",
                                             folder));
   }
   if (!text.ok()) return absl::FailedPreconditionError(text.status().message());

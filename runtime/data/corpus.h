@@ -65,6 +65,8 @@ struct Manifest {
 // Errors: NotFound (no manifest: not a corpus, or an unfinished one), FailedPrecondition (damaged, edited, other
 // version).
 absl::StatusOr<Manifest> ReadManifest(const std::string& folder);
+// The contents of a manifest.json; untrusted. Errors: FailedPrecondition.
+absl::StatusOr<Manifest> ParseManifest(absl::string_view text);
 
 // One split, memory-mapped. Opening checks the manifest and every shard's header, checksum of the header, size,
 // vocabulary and tokenizer against it; each block of 1 MiB is checked (CRC-32C, every token below the vocabulary size)

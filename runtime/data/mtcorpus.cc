@@ -109,6 +109,10 @@ PrepOptions CommonOptions(const ParsedArgs& args, Progress* progress) {
     progress->EndLine();
     absl::FPrintF(stderr, "warning: %s\n", line);
   };
+  options.note = [progress](const std::string& line) {
+    progress->EndLine();
+    absl::FPrintF(stderr, "%s\n", line);
+  };
   return options;
 }
 

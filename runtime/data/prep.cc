@@ -1,11 +1,14 @@
 #include "runtime/data/prep.h"
 
+#include <fcntl.h>
+#include <sys/file.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <cmath>
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <numeric>
 #include <system_error>
@@ -13,15 +16,19 @@
 
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
 #include "ir/base/check.h"
 #include "ir/base/file.h"
 #include "ir/base/status_macros.h"
 #include "ir/base/units.h"
+#include "runtime/data/crc32c.h"
 #include "runtime/data/entropy.h"
 #include "runtime/data/hub.h"
+#include "runtime/data/input_file.h"
 #include "runtime/data/permutation.h"
+#include "runtime/data/prep_progress.h"
 #include "runtime/data/shard.h"
 #include "runtime/data/token_file.h"
 #include "runtime/data/tokenizer_files.h"
@@ -85,12 +92,14 @@ absl::Status CheckOptions(const PrepOptions& options) {
   return absl::OkStatus();
 }
 
-// Names that PrepareCorpus makes, temporary ones included.
+constexpr const char* kUnfinishedFiles[] = {kProgressFile, kIndexFile, kSpoolFile};
+
+// Names that PrepareCorpus makes. Temporary ones are a process's own that was killed.
 bool IsCorpusFile(const std::string& name) {
-  absl::string_view stem = name;
-  stem = stem.substr(0, std::min(stem.size(), stem.find(".tmp-")));
-  if (stem == kManifestFile || stem == kTokenizerFile || stem == "input")
-    return stem != "input" || stem.size() != name.size();
+  const size_t temporary = name.find(".tmp-");
+  const absl::string_view stem = absl::string_view(name).substr(0, temporary);
+  if (stem == kManifestFile || stem == kTokenizerFile) return true;
+  if (temporary != std::string::npos && (stem == "input" || stem == kProgressFile || stem == kIndexFile)) return true;
   for (const char* split : kSplitNames) {
     absl::string_view rest = stem;
     if (!absl::ConsumePrefix(&rest, split) || !absl::ConsumePrefix(&rest, "-") || !absl::ConsumeSuffix(&rest, ".bin")) {
@@ -101,16 +110,39 @@ bool IsCorpusFile(const std::string& name) {
   return false;
 }
 
-// The manifest goes first: from here until the new one is written the folder is not a corpus.
-absl::Status ClearCorpus(const std::string& folder) {
+absl::Status Remove(const fs::path& path) {
   std::error_code error;
-  fs::remove(fs::path(folder) / kManifestFile, error);
-  if (error) return absl::DataLossError(absl::StrCat(folder, "/", kManifestFile, ": cannot remove: ", error.message()));
+  fs::remove(path, error);
+  if (!error) return absl::OkStatus();
+  return absl::DataLossError(absl::StrCat(path.string(), ": cannot remove: ", error.message()));
+}
+
+// The manifest goes first: from here until the new one is written the folder is not a corpus.
+absl::Status ClearCorpus(const fs::path& folder) {
+  RETURN_IF_ERROR(Remove(folder / kManifestFile));
+  std::error_code error;
   std::vector<fs::path> stale;
   for (const fs::directory_entry& entry : fs::directory_iterator(folder, error)) {
     if (IsCorpusFile(entry.path().filename().string())) stale.push_back(entry.path());
   }
   for (const fs::path& path : stale) fs::remove(path, error);
+  return absl::OkStatus();
+}
+
+// What processes that were killed were writing.
+void SweepTemporary(const fs::path& folder) {
+  std::error_code error;
+  std::vector<fs::path> stale;
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder, error)) {
+    const std::string name = entry.path().filename().string();
+    if (IsCorpusFile(name) && name.find(".tmp-") != std::string::npos) stale.push_back(entry.path());
+  }
+  for (const fs::path& path : stale) fs::remove(path, error);
+}
+
+// What speaks of the other files goes first.
+absl::Status ClearUnfinished(const fs::path& folder) {
+  for (const char* file : kUnfinishedFiles) RETURN_IF_ERROR(Remove(folder / file));
   return absl::OkStatus();
 }
 
@@ -142,12 +174,17 @@ absl::StatusOr<std::array<int64_t, 3>> DivideDocuments(int64_t n, absl::string_v
 // Writes one split's shards.
 class SplitWriter {
  public:
-  SplitWriter(const PrepOptions& options, const Tokenizer& tokenizer, int64_t split)
-      : options_(options), tokenizer_(tokenizer), split_(split) {
-    info_.name = kSplitNames[split];
-  }
+  // `info`: of the shards that are there already. `on_shard`: called when another one is, with what was written.
+  SplitWriter(const PrepOptions& options, const Tokenizer& tokenizer, int64_t split, SplitInfo info,
+              std::function<absl::Status()> on_shard)
+      : options_(options),
+        tokenizer_(tokenizer),
+        split_(split),
+        info_(std::move(info)),
+        on_shard_(std::move(on_shard)) {}
 
   absl::Status Append(absl::Span<const int32_t> tokens) {
+    taken_ = 0;
     while (!tokens.empty()) {
       if (shard_ == nullptr) {
         const ShardHeader header = {.vocab_size = tokenizer_.vocab_size(),
@@ -160,7 +197,10 @@ class SplitWriter {
       RETURN_IF_ERROR(shard_->Append(tokens.subspan(0, count)));
       tokens.remove_prefix(count);
       info_.tokens += static_cast<int64_t>(count);
-      if (shard_->num_tokens() == options_.shard_tokens) RETURN_IF_ERROR(FinishShard());
+      taken_ += static_cast<int64_t>(count);
+      if (shard_->num_tokens() < options_.shard_tokens) continue;
+      RETURN_IF_ERROR(FinishShard());
+      RETURN_IF_ERROR(on_shard_());
     }
     return absl::OkStatus();
   }
@@ -171,6 +211,7 @@ class SplitWriter {
   }
 
   SplitInfo& info() { return info_; }
+  int64_t taken() const { return taken_; }  // Tokens that this call of Append has written.
 
  private:
   std::string NextFile() const { return ShardFileName(info_.name, static_cast<int64_t>(info_.shards.size())); }
@@ -185,6 +226,8 @@ class SplitWriter {
   const Tokenizer& tokenizer_;
   int64_t split_;
   SplitInfo info_;
+  std::function<absl::Status()> on_shard_;
+  int64_t taken_ = 0;
   std::unique_ptr<ShardWriter> shard_;
 };
 
@@ -194,9 +237,8 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> NamedTokenizer(const std::string& spe
   return OpenTokenizer(fetched);
 }
 
-absl::StatusOr<std::unique_ptr<Tokenizer>> MakeTokenizer(const PrepOptions& options, const Permutation& order,
-                                                         int64_t train_documents, TextSource* source) {
-  if (!IsTrained(options.tokenizer)) return NamedTokenizer(options.tokenizer);
+absl::StatusOr<std::unique_ptr<Tokenizer>> TrainTokenizer(const PrepOptions& options, const Permutation& order,
+                                                          int64_t train_documents, TextSource* source) {
   ASSIGN_OR_RETURN(std::unique_ptr<TokenizerTrainer> trainer, NewTokenizerTrainer(options.tokenizer));
   // Characters are all collected, or a rare one would be lost.
   const int64_t limit = options.tokenizer == "char" ? source->size_bytes() : options.tokenizer_bytes;
@@ -259,124 +301,390 @@ absl::StatusOr<TokenStatistics> MeasureSplit(const CorpusReader& reader,
   return MeasureTokens(scan, reader.vocab_size());
 }
 
-absl::StatusOr<Manifest> PrepareCorpus(const PrepOptions& options) {
-  RETURN_IF_ERROR(CheckOptions(options));
-  std::error_code ignored;
-  const bool made_folder = !fs::exists(options.output, ignored);
-  RETURN_IF_ERROR(MakeFolder(options.output));
-  Manifest manifest;
-  bool cleared = false;
-  absl::Cleanup leave_nothing = [&] {
-    if (cleared) ClearCorpus(options.output).IgnoreError();
-    if (made_folder) fs::remove(options.output, ignored);  // Where it is empty.
-  };
-  if (!options.overwrite && fs::exists(fs::path(options.output) / kManifestFile, ignored)) {
-    return absl::AlreadyExistsError(
-        absl::StrCat(options.output, ": already holds a corpus; choose another --out, or replace it with --overwrite"));
-  }
-  const auto progress = [&](absl::string_view phase) {
-    return [&options, phase](int64_t done, int64_t total) {
-      if (options.progress) options.progress(phase, done, total);
-    };
-  };
-  // Text to be encoded, or tokens as they are.
-  std::unique_ptr<TextSource> source;
-  std::unique_ptr<TokenFile> tokens;
-  std::unique_ptr<Tokenizer> tokenizer;
-  if (options.input != "-" && IsTokenFile(options.input)) {
-    if (IsTrained(options.tokenizer)) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          options.input, ": holds tokens, not text; name the tokenizer that made them, such as --tokenizer gpt2"));
-    }
-    ASSIGN_OR_RETURN(tokenizer, NamedTokenizer(options.tokenizer));
-    ASSIGN_OR_RETURN(tokens, TokenFile::Open(options.input, *tokenizer));
-    manifest.documents = "tokens";
-    manifest.sources = {fs::path(options.input).filename().string()};
-  } else {
-    ASSIGN_OR_RETURN(source, TextSource::Open(options.input, options.output, options.documents, options.invalid_utf8,
-                                              progress("reading"), options.text_field));
-    if (source->invalid_parts() > 0 && options.warning) {
-      options.warning(absl::StrCat(FormatCount(source->invalid_parts()), " places were not UTF-8 and were ",
-                                   options.invalid_utf8 == InvalidUtf8::kSkip ? "skipped" : "replaced by U+FFFD"));
-    }
-    manifest.documents = Name(source->mode());
-    manifest.sources = source->names();
-  }
-  const int64_t num_documents = tokens != nullptr ? tokens->num_documents() : source->num_documents();
-  const int64_t size_bytes = tokens != nullptr ? tokens->num_tokens() : source->size_bytes();
-  ASSIGN_OR_RETURN(const auto counts,
-                   DivideDocuments(num_documents, manifest.sources.size() == 1 ? manifest.sources[0] : "the input",
-                                   manifest.documents, options.split));
-  const Permutation order(num_documents, options.seed, kShuffleStream);
-  if (source != nullptr) {
-    ASSIGN_OR_RETURN(tokenizer, MakeTokenizer(options, order, counts[0], source.get()));
-  }
-  cleared = true;  // Only now: the input is known to be good.
-  RETURN_IF_ERROR(ClearCorpus(options.output));
-  RETURN_IF_ERROR(WriteFile(absl::StrCat(options.output, "/", kTokenizerFile), tokenizer->Serialize()));
+namespace {
 
-  int64_t document = 0;
-  int64_t done_bytes = 0;
-  int64_t unknown = 0;
-  std::vector<int32_t> ids;
-  for (size_t s = 0; s < 3; ++s) {
-    SplitWriter writer(options, *tokenizer, static_cast<int64_t>(s));
-    SplitInfo& info = writer.info();
-    for (int64_t i = 0; i < counts[s]; ++i) {
-      WordCounter words;
-      bool continued = false;
-      const auto write = [&](absl::string_view text) {
-        if (tokenizer->unknown() >= 0) unknown += std::count(ids.begin(), ids.end(), tokenizer->unknown());
-        info.bytes += static_cast<int64_t>(text.size());
-        info.words += words.Count(text);
-        done_bytes += static_cast<int64_t>(text.size());
-        if (options.progress) {
-          options.progress("writing", std::min(done_bytes, size_bytes), size_bytes);
-        }
-        return writer.Append(ids);
-      };
-      if (tokens != nullptr) {
-        tokens->Read(order(document++), &ids);
-        ASSIGN_OR_RETURN(const std::string text, tokenizer->Decode(ids));
-        RETURN_IF_ERROR(write(text));
-      } else {
-        RETURN_IF_ERROR(source->ReadDocument(order(document++), [&](absl::string_view text) {
-          ids.clear();
-          tokenizer->EncodePart(text, continued, &ids);
-          continued = true;
-          return write(text);
-        }));
+// One call of PrepareCorpus.
+class Preparation {
+ public:
+  explicit Preparation(const PrepOptions& options) : options_(options), folder_(options.output) {}
+  ~Preparation() {
+    if (lock_ >= 0) ::close(lock_);
+  }
+  Preparation(const Preparation&) = delete;
+  Preparation& operator=(const Preparation&) = delete;
+
+  absl::StatusOr<Manifest> Run() {
+    RETURN_IF_ERROR(CheckOptions(options_));
+    std::error_code ignored;
+    const bool made_folder = !fs::exists(folder_, ignored);
+    RETURN_IF_ERROR(MakeFolder(options_.output));
+    absl::Status status = Prepare();
+    if (!status.ok()) {
+      if (absl::IsDataLoss(status) && saved_) {
+        return absl::DataLossError(
+            absl::StrCat(status.message(), "; ", options_.output, " keeps what is finished: the same command goes on"));
       }
-      RETURN_IF_ERROR(writer.Append({tokenizer->end_of_document()}));
-      ++info.documents;
+      if (owned_) ClearUnfinished(folder_).IgnoreError();
+      if (cleared_) ClearCorpus(folder_).IgnoreError();
+      if (made_folder) fs::remove(folder_, ignored);  // Where it is empty.
+      return status;
     }
-    ASSIGN_OR_RETURN(manifest.splits[s], writer.Finish());
-  }
-  if (options.progress) options.progress("writing", size_bytes, size_bytes);
-  if (unknown > 0 && options.warning) {
-    options.warning(absl::StrCat(FormatCount(unknown),
-                                 " characters are not in the vocabulary and became <unk> (it was made from the train "
-                                 "split or another text)"));
+    return *progress_.written;
   }
 
-  manifest.tokenizer = tokenizer->name();
-  manifest.tokenizer_hash = tokenizer->hash();
-  manifest.vocab_size = tokenizer->vocab_size();
-  manifest.end_of_document = tokenizer->end_of_document();
-  manifest.seed = options.seed;
-  manifest.split = options.split;
-  manifest.invalid_utf8 = Name(options.invalid_utf8);
-  manifest.source_files = static_cast<int64_t>(manifest.sources.size());
-  for (SplitInfo& split : manifest.splits) {
+ private:
+  absl::Status Prepare();
+  absl::Status Lock();
+  absl::StatusOr<bool> FindUnfinished();
+  absl::Status OpenInput(bool unfinished);
+  absl::Status MayReplace(const absl::Status& changed);
+  absl::Status StartOver(absl::string_view why);
+  absl::StatusOr<std::map<std::string, std::string>> Request();
+  bool IsWritten();
+  absl::Status BeginWriting();
+  absl::Status WriteSplit(int64_t split, int64_t documents, int64_t first_document);
+  absl::Status WriteDocument(int64_t document, SplitWriter* writer);
+  absl::Status Count();
+  absl::Status Save() {
+    RETURN_IF_ERROR(WriteProgress(options_.output, progress_));
+    saved_ = true;
+    return absl::OkStatus();
+  }
+  std::function<void(int64_t, int64_t)> Phase(absl::string_view phase) {
+    return [this, phase](int64_t done, int64_t total) {
+      if (options_.progress) options_.progress(phase, done, total);
+    };
+  }
+  void Note(const std::string& line) {
+    if (options_.note) options_.note(line);
+  }
+
+  const PrepOptions& options_;
+  const fs::path folder_;
+  int lock_ = -1;
+  bool owned_ = false;    // The unfinished files are this call's.
+  bool saved_ = false;    // There is something to go on with.
+  bool cleared_ = false;  // What corpus there was is gone.
+  PrepProgress progress_;
+  // Text to be encoded, or tokens as they are.
+  std::unique_ptr<TextSource> source_;
+  std::unique_ptr<TokenFile> tokens_;
+  std::unique_ptr<Tokenizer> tokenizer_;
+  std::vector<std::string> names_;  // Of the input.
+  int64_t size_ = 0;                // Bytes of text, or tokens.
+  int64_t done_ = 0;
+  std::unique_ptr<Permutation> order_;
+  std::vector<int32_t> ids_;
+};
+
+absl::Status Preparation::Lock() {
+  lock_ = ::open(options_.output.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (lock_ < 0 || ::flock(lock_, LOCK_EX | LOCK_NB) == 0) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrCat(options_.output, ": another mtcorpus prep is writing it"));
+}
+
+// What must be the same for unfinished work to go on, by the flags' names. Opens a tokenizer that is not trained.
+absl::StatusOr<std::map<std::string, std::string>> Preparation::Request() {
+  std::map<std::string, std::string> request = {
+      {"--split", absl::StrJoin(options_.split, ",")}, {"--seed", absl::StrCat(options_.seed)},
+      {"--documents", Name(options_.documents)},       {"--text-field", options_.text_field},
+      {"--invalid-utf8", Name(options_.invalid_utf8)}, {"--shard-tokens", absl::StrCat(options_.shard_tokens)},
+  };
+  if (IsTrained(options_.tokenizer)) {
+    request["--tokenizer"] = options_.tokenizer;
+    request["--tokenizer-bytes"] = absl::StrCat(options_.tokenizer_bytes);
+  } else {
+    ASSIGN_OR_RETURN(tokenizer_, NamedTokenizer(options_.tokenizer));
+    request["--tokenizer"] = absl::StrFormat("%s, hash %016x", tokenizer_->name(), tokenizer_->hash());
+  }
+  return request;
+}
+
+// Whether there is work that this call goes on with; reads it. Errors: InvalidArgument (there is another's).
+absl::StatusOr<bool> Preparation::FindUnfinished() {
+  ASSIGN_OR_RETURN(const auto request, Request());
+  absl::StatusOr<PrepProgress> found = ReadProgress(options_.output);
+  const bool was_found = found.ok();
+  if (was_found) progress_ = *std::move(found);
+  std::error_code ignored;
+  const bool finished = fs::exists(folder_ / kManifestFile, ignored);
+  if (finished && (!was_found || progress_.written)) {
+    RETURN_IF_ERROR(ClearUnfinished(folder_));  // It was killed while it did so.
+    progress_ = {};
+  }
+  if (finished && !options_.overwrite) {
+    return absl::AlreadyExistsError(absl::StrCat(
+        options_.output, ": already holds a corpus; choose another --out, or replace it with --overwrite"));
+  }
+  std::vector<std::string> different;
+  if (!progress_.request.empty() && progress_.request != request) {
+    for (const auto& [flag, value] : request) {
+      const auto before = progress_.request.find(flag);
+      if (before == progress_.request.end() || before->second == value) continue;
+      different.push_back(absl::StrCat(flag, " was ", before->second, " and is ", value));
+    }
+    if (different.empty()) different.push_back("--tokenizer");
+    if (!options_.overwrite) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(options_.output, ": holds unfinished work of another command: ", absl::StrJoin(different, ", "),
+                       "; give the same to go on, --overwrite to start over, or another --out"));
+    }
+    progress_ = {};
+  }
+  const bool unfinished = !progress_.request.empty();
+  progress_.request = request;
+  return unfinished;
+}
+
+absl::Status Preparation::StartOver(absl::string_view why) {
+  if (!why.empty()) Note(absl::StrCat(options_.output, ": ", why, "; starting over"));
+  RETURN_IF_ERROR(ClearUnfinished(folder_));
+  progress_ = {.request = progress_.request};
+  saved_ = false;
+  owned_ = true;
+  return absl::OkStatus();
+}
+
+// OK: unfinished work of another input is to be replaced.
+absl::Status Preparation::MayReplace(const absl::Status& changed) {
+  if (options_.overwrite) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(changed.message(), " since ", options_.output,
+                                                 " was begun; --overwrite starts over, another --out leaves it"));
+}
+
+absl::Status Preparation::OpenInput(bool unfinished) {
+  std::string kept;
+  if (unfinished) {
+    absl::StatusOr<std::string> index = ReadFile(absl::StrCat(options_.output, "/", kIndexFile), int64_t{1} << 40);
+    if (index.ok() && static_cast<int64_t>(index->size()) == progress_.index_bytes &&
+        Crc32c(*index) == progress_.index_crc) {
+      kept = *std::move(index);
+      saved_ = true;
+    } else {
+      RETURN_IF_ERROR(StartOver("what was kept is damaged"));
+    }
+  }
+  std::string index;
+  const bool token_file = options_.input != "-" && IsTokenFile(options_.input);
+  if (token_file) {
+    if (IsTrained(options_.tokenizer)) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          options_.input, ": holds tokens, not text; name the tokenizer that made them, such as --tokenizer gpt2"));
+    }
+    ASSIGN_OR_RETURN(tokens_, TokenFile::Open(options_.input, *tokenizer_));
+    ASSIGN_OR_RETURN(const uint32_t crc, FileCrc(options_.input));
+    names_ = {fs::path(options_.input).filename().string()};
+    index = absl::StrCat("tokens ", crc, " ", tokens_->num_tokens(), " ", names_[0]);
+  } else if (!kept.empty() && TextSource::IsRepeatable(options_.input)) {
+    absl::StatusOr<std::unique_ptr<TextSource>> restored =
+        TextSource::Restore(kept, options_.input, options_.output, options_.invalid_utf8);
+    if (restored.ok()) {
+      source_ = *std::move(restored);
+      index = kept;
+    } else if (absl::IsFailedPrecondition(restored.status())) {
+      RETURN_IF_ERROR(StartOver(restored.status().message()));
+    } else {
+      RETURN_IF_ERROR(MayReplace(restored.status()));
+      RETURN_IF_ERROR(StartOver(restored.status().message()));
+    }
+    if (source_ == nullptr) kept.clear();
+  }
+  if (!token_file && source_ == nullptr) {
+    if (kept.empty()) RETURN_IF_ERROR(StartOver(""));  // Files that nobody speaks of.
+    ASSIGN_OR_RETURN(source_, TextSource::Open(options_.input, options_.output, options_.documents,
+                                               options_.invalid_utf8, Phase("reading"), options_.text_field));
+    ASSIGN_OR_RETURN(index, source_->Save());
+  }
+  if (!kept.empty() && index != kept) {
+    const absl::Status what = absl::InvalidArgumentError(
+        absl::StrCat(options_.input == "-" ? "standard input" : options_.input, ": has changed"));
+    RETURN_IF_ERROR(MayReplace(what));
+    RETURN_IF_ERROR(StartOver(what.message()));
+    kept.clear();
+  }
+  if (source_ != nullptr) names_ = source_->names();
+  if (source_ != nullptr && source_->invalid_parts() > 0 && options_.warning) {
+    options_.warning(absl::StrCat(FormatCount(source_->invalid_parts()), " places were not UTF-8 and were ",
+                                  options_.invalid_utf8 == InvalidUtf8::kSkip ? "skipped" : "replaced by U+FFFD"));
+  }
+  owned_ = true;
+  if (!kept.empty()) return absl::OkStatus();
+  RETURN_IF_ERROR(WriteFile(absl::StrCat(options_.output, "/", kIndexFile), index));
+  progress_.index_bytes = static_cast<int64_t>(index.size());
+  progress_.index_crc = Crc32c(index);
+  return absl::OkStatus();
+}
+
+// Whether the tokenizer and the shards that the progress speaks of are all there.
+bool Preparation::IsWritten() {
+  if (!progress_.written) return false;
+  const absl::StatusOr<uint32_t> crc = FileCrc((folder_ / kTokenizerFile).string());
+  if (!crc.ok() || int64_t{*crc} != progress_.tokenizer_crc) return false;
+  absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = LoadCorpusTokenizer(options_.output, *progress_.written);
+  if (!tokenizer.ok()) return false;
+  for (const char* split : kSplitNames) {
+    if (!CorpusReader::OpenWith(options_.output, *progress_.written, split).ok()) return false;
+  }
+  if (tokenizer_ == nullptr) tokenizer_ = *std::move(tokenizer);
+  return true;
+}
+
+// Only now is the corpus that was there cleared away: the input is known to be good.
+absl::Status Preparation::BeginWriting() {
+  cleared_ = true;
+  RETURN_IF_ERROR(ClearCorpus(folder_));
+  const std::string tokenizer = tokenizer_->Serialize();
+  RETURN_IF_ERROR(WriteFile((folder_ / kTokenizerFile).string(), tokenizer));
+  Manifest manifest;
+  manifest.documents = tokens_ != nullptr ? "tokens" : Name(source_->mode());
+  manifest.sources = names_;
+  manifest.source_files = static_cast<int64_t>(names_.size());
+  manifest.tokenizer = tokenizer_->name();
+  manifest.tokenizer_hash = tokenizer_->hash();
+  manifest.vocab_size = tokenizer_->vocab_size();
+  manifest.end_of_document = tokenizer_->end_of_document();
+  manifest.seed = options_.seed;
+  manifest.split = options_.split;
+  manifest.invalid_utf8 = Name(options_.invalid_utf8);
+  for (size_t s = 0; s < 3; ++s) manifest.splits[s].name = kSplitNames[s];
+  progress_ = {.request = progress_.request,
+               .index_bytes = progress_.index_bytes,
+               .index_crc = progress_.index_crc,
+               .written = std::move(manifest),
+               .tokenizer_crc = Crc32c(tokenizer)};
+  return Save();
+}
+
+// Parts that shards hold already are passed over; of the first other one, as many tokens as they have.
+absl::Status Preparation::WriteDocument(int64_t document, SplitWriter* writer) {
+  SplitInfo& info = writer->info();
+  WordCounter words;
+  bool continued = false;
+  int64_t part = 0;
+  const int64_t first_part = std::exchange(progress_.part, 0);
+  const auto write = [&](absl::string_view text, absl::Span<const int32_t> ids) -> absl::Status {
+    const int64_t first_token = part == first_part ? std::exchange(progress_.token, 0) : 0;
+    if (first_token > static_cast<int64_t>(ids.size())) {
+      return absl::FailedPreconditionError("the input was changed while it was read");
+    }
+    progress_.part = part;
+    progress_.token = first_token;
+    const absl::Span<const int32_t> left = ids.subspan(static_cast<size_t>(first_token));
+    RETURN_IF_ERROR(writer->Append(left));
+    progress_.token = 0;
+    ++part;
+    info.bytes += static_cast<int64_t>(text.size());
+    info.words += words.Count(text);
+    if (tokenizer_->unknown() >= 0) progress_.unknown += std::count(ids.begin(), ids.end(), tokenizer_->unknown());
+    done_ += static_cast<int64_t>(text.size());
+    if (options_.progress) options_.progress("writing", std::min(done_, size_), size_);
+    return absl::OkStatus();
+  };
+  const auto is_written = [&](absl::string_view text) {
+    if (part >= first_part) return false;
+    words.Count(text);
+    ++part;
+    return true;
+  };
+  if (tokens_ != nullptr) {
+    tokens_->Read(document, &ids_);
+    ASSIGN_OR_RETURN(const std::string text, tokenizer_->Decode(ids_));
+    if (!is_written(text)) RETURN_IF_ERROR(write(text, ids_));
+  } else {
+    RETURN_IF_ERROR(source_->ReadDocument(document, [&](absl::string_view text) {
+      const bool first = !std::exchange(continued, true);
+      if (is_written(text)) return absl::OkStatus();
+      ids_.clear();
+      tokenizer_->EncodePart(text, !first, &ids_);
+      return write(text, ids_);
+    }));
+  }
+  RETURN_IF_ERROR(write("", {tokenizer_->end_of_document()}));
+  ++info.documents;
+  progress_.part = 0;
+  return absl::OkStatus();
+}
+
+absl::Status Preparation::WriteSplit(int64_t split, int64_t documents, int64_t first_document) {
+  SplitWriter* at = nullptr;
+  int64_t first_token = 0;
+  SplitInfo& written = progress_.written->splits[split];
+  SplitWriter writer(options_, *tokenizer_, split, written, [&]() -> absl::Status {
+    written = at->info();
+    first_token = progress_.token;
+    progress_.token += at->taken();
+    RETURN_IF_ERROR(Save());
+    progress_.token = first_token;
+    return absl::OkStatus();
+  });
+  at = &writer;
+  for (; progress_.document < documents; ++progress_.document) {
+    RETURN_IF_ERROR(WriteDocument((*order_)(first_document + progress_.document), &writer));
+  }
+  ASSIGN_OR_RETURN(written, writer.Finish());
+  progress_.split = split + 1;
+  progress_.document = 0;
+  return Save();
+}
+
+absl::Status Preparation::Count() {
+  while (progress_.counted < 3) {
+    SplitInfo& split = progress_.written->splits[progress_.counted];
     ASSIGN_OR_RETURN(const std::unique_ptr<CorpusReader> reader,
-                     CorpusReader::OpenWith(options.output, manifest, split.name));
-    ASSIGN_OR_RETURN(const TokenStatistics statistics, MeasureSplit(*reader, progress("counting")));
+                     CorpusReader::OpenWith(options_.output, *progress_.written, split.name));
+    ASSIGN_OR_RETURN(const TokenStatistics statistics, MeasureSplit(*reader, Phase("counting")));
     split.unigram_entropy = statistics.unigram_entropy;
     split.bigram_entropy = statistics.bigram_entropy;
+    ++progress_.counted;
+    RETURN_IF_ERROR(Save());
   }
-  RETURN_IF_ERROR(WriteFile(absl::StrCat(options.output, "/", kManifestFile), manifest.Serialize()));
-  std::move(leave_nothing).Cancel();
-  return manifest;
+  return absl::OkStatus();
 }
+
+absl::Status Preparation::Prepare() {
+  RETURN_IF_ERROR(Lock());
+  ASSIGN_OR_RETURN(const bool unfinished, FindUnfinished());
+  RETURN_IF_ERROR(OpenInput(unfinished));
+  const int64_t num_documents = tokens_ != nullptr ? tokens_->num_documents() : source_->num_documents();
+  size_ = tokens_ != nullptr ? tokens_->num_tokens() : source_->size_bytes();
+  ASSIGN_OR_RETURN(const auto counts,
+                   DivideDocuments(num_documents, names_.size() == 1 ? names_[0] : "the input",
+                                   tokens_ != nullptr ? "tokens" : Name(source_->mode()), options_.split));
+  SweepTemporary(folder_);
+  if (!saved_) RETURN_IF_ERROR(Save());  // The input is good.
+  order_ = std::make_unique<Permutation>(num_documents, options_.seed, kShuffleStream);
+  if (IsWritten()) {
+    cleared_ = true;
+    for (const SplitInfo& split : progress_.written->splits) done_ += split.bytes;
+    Note(absl::StrCat(options_.output, ": going on, ", FormatCount(done_), " of about ", FormatCount(size_),
+                      " bytes are written"));
+  } else {
+    if (unfinished) Note(absl::StrCat(options_.output, ": going on, the text is read"));
+    if (tokenizer_ == nullptr) {
+      ASSIGN_OR_RETURN(tokenizer_, TrainTokenizer(options_, *order_, counts[0], source_.get()));
+    }
+    RETURN_IF_ERROR(BeginWriting());
+  }
+  int64_t first_document = 0;
+  for (int64_t s = 0; s < 3; ++s) {
+    const int64_t documents = counts[static_cast<size_t>(s)];
+    if (s >= progress_.split) RETURN_IF_ERROR(WriteSplit(s, documents, first_document));
+    first_document += documents;
+  }
+  if (options_.progress) options_.progress("writing", size_, size_);
+  if (progress_.unknown > 0 && options_.warning) {
+    options_.warning(absl::StrCat(FormatCount(progress_.unknown),
+                                  " characters are not in the vocabulary and became <unk> (it was made from the train "
+                                  "split or another text)"));
+  }
+  RETURN_IF_ERROR(Count());
+  RETURN_IF_ERROR(WriteFile((folder_ / kManifestFile).string(), progress_.written->Serialize()));
+  ClearUnfinished(folder_).IgnoreError();  // The corpus is whole without that.
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<Manifest> PrepareCorpus(const PrepOptions& options) { return Preparation(options).Run(); }
 
 }  // namespace mt

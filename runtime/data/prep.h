@@ -25,20 +25,26 @@ struct PrepOptions {
   InvalidUtf8 invalid_utf8 = InvalidUtf8::kError;
   std::string text_field = "text";               // Of JSON lines.
   int64_t tokenizer_bytes = int64_t{256} << 20;  // At most this much of the training documents trains the tokenizer.
-  int64_t shard_tokens = int64_t{64} << 20;
-  bool overwrite = false;  // Replace a corpus that is already in `output`.
+  int64_t shard_tokens = int64_t{16} << 20;      // What is lost by an interruption, too.
+  bool overwrite = false;  // Replace a corpus that is already in `output`, or another one that is unfinished there.
   // Called with a phase ("reading", "training tokenizer", "writing", "counting") and done of total bytes; may be empty.
   std::function<void(absl::string_view phase, int64_t done_bytes, int64_t total_bytes)> progress;
   // Called with one line for what the user should know but what is no error; may be empty.
   std::function<void(const std::string& line)> warning;
+  // Called with one line where it goes on with what an interrupted call has left; may be empty.
+  std::function<void(const std::string& line)> note;
 };
 
 // Writes tokenizer.json, the shards and last manifest.json. The split and the order of documents come from a seeded
 // permutation of the documents; the tokenizer learns from the train split alone. The same input, options and seed give
-// the same bytes. On an error no manifest is left. Memory: 8 bytes a document, the longest document a few times, the
-// tokenizer's training (bounded by tokenizer_bytes), 256 MiB to count bigrams.
-// Errors: InvalidArgument (an option's value), NotFound and FailedPrecondition (the input), AlreadyExists (a corpus is
-// in `output`), DataLoss (a failed write).
+// the same bytes. Memory: 8 bytes a document, the longest document a few times, the tokenizer's training (bounded by
+// tokenizer_bytes), 256 MiB to count bigrams.
+// A process that ends before the manifest is written, however it ends, leaves files (unfinished.*, whole shards) with
+// which the same call goes on: with the text read, the tokenizer learned, every shard written and every split counted.
+// Errors leave nothing, but a failed write (DataLoss), after which the same call goes on, too.
+// Errors: InvalidArgument (an option's value; unfinished work with other options or of another input: names what
+// differs), NotFound and FailedPrecondition (the input; another process is writing the folder), AlreadyExists (a corpus
+// is in `output`), DataLoss (a failed write).
 absl::StatusOr<Manifest> PrepareCorpus(const PrepOptions& options);
 
 // Reads a whole split (and so checks every block of it). `progress`, which may be empty, gets tokens done and all.

@@ -14,7 +14,9 @@
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "ir/base/file.h"
 #include "ir/base/status_macros.h"
+#include "runtime/data/crc32c.h"
 #include "runtime/data/json_lines.h"
 #include "runtime/data/utf8.h"
 
@@ -66,15 +68,6 @@ absl::Status ReadFully(int fd, absl::string_view path, int64_t offset, int64_t c
   return absl::OkStatus();
 }
 
-// A file that has no name. Returns its descriptor.
-absl::StatusOr<int> CreateSpool(const std::string& folder) {
-  const std::string path = absl::StrCat(folder, "/input.tmp-", ::getpid());
-  const int out = ::open(path.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-  if (out < 0) return absl::DataLossError(absl::StrCat(path, ": cannot create the file: ", std::strerror(errno)));
-  ::unlink(path.c_str());
-  return out;
-}
-
 absl::Status WriteFully(int fd, absl::string_view bytes) {
   while (!bytes.empty()) {
     const ssize_t n = ::write(fd, bytes.data(), bytes.size());
@@ -97,7 +90,87 @@ absl::Status Spool(int in, absl::string_view name, int out) {
   }
 }
 
+struct Input {
+  std::string path, name;
+};
+
+// What `input` names, by name.
+absl::StatusOr<std::vector<Input>> ListInputs(const std::string& input, const std::string& output) {
+  std::error_code error;
+  if (input == "-" || !fs::is_directory(input, error)) {
+    return std::vector<Input>{{input, input == "-" ? "-" : fs::path(input).filename().string()}};
+  }
+  std::vector<Input> inputs;
+  for (fs::recursive_directory_iterator it(input, error), end; !error && it != end; it.increment(error)) {
+    std::error_code ignored;
+    const bool hidden = absl::string_view(it->path().filename().native()).substr(0, 1) == ".";
+    if (it->is_directory(ignored)) {
+      if (hidden || fs::equivalent(it->path(), output, ignored)) it.disable_recursion_pending();
+    } else if (!hidden && it->is_regular_file(ignored)) {
+      const std::string name = it->path().lexically_relative(input).string();
+      inputs.push_back({(fs::path(input) / name).string(), name});
+    }
+  }
+  if (error) return absl::FailedPreconditionError(absl::StrCat(input, ": cannot list the folder: ", error.message()));
+  if (inputs.empty()) return absl::FailedPreconditionError(absl::StrCat(input, ": the folder has no files"));
+  std::sort(inputs.begin(), inputs.end(), [](const Input& a, const Input& b) { return a.name < b.name; });
+  return inputs;
+}
+
+// The saved form: numbers in seven bits a byte, the lowest first, the last without the eighth bit; strings after their
+// lengths.
+void Put(uint64_t value, std::string* out) {
+  for (; value >= 0x80; value >>= 7) out->push_back(static_cast<char>(value | 0x80));
+  out->push_back(static_cast<char>(value));
+}
+
+class SavedReader {
+ public:
+  explicit SavedReader(absl::string_view bytes) : bytes_(bytes) {}
+  bool good() const { return good_; }
+  bool done() const { return good_ && bytes_.empty(); }
+  // From 0 to 2^62; 0 once something was wrong.
+  int64_t Number() {
+    uint64_t value = 0;
+    for (int shift = 0; good_; shift += 7) {
+      good_ = !bytes_.empty() && shift < 63;
+      if (!good_) break;
+      const uint8_t byte = static_cast<uint8_t>(bytes_[0]);
+      bytes_.remove_prefix(1);
+      value |= uint64_t{byte & 0x7Fu} << shift;
+      if (byte < 0x80) break;
+    }
+    good_ = good_ && value <= uint64_t{1} << 62;
+    return good_ ? static_cast<int64_t>(value) : 0;
+  }
+  std::string Text() {
+    const size_t size = static_cast<size_t>(Number());
+    good_ = good_ && size <= bytes_.size();
+    if (!good_) return "";
+    const std::string text(bytes_.substr(0, size));
+    bytes_.remove_prefix(size);
+    return text;
+  }
+
+ private:
+  absl::string_view bytes_;
+  bool good_ = true;
+};
+
+constexpr int64_t kSavedVersion = 1;
+
 }  // namespace
+
+// A file without a name unless it is kept for Restore.
+absl::Status TextSource::MakeSpool(const std::string& folder, bool keep) {
+  const std::string path =
+      keep ? absl::StrCat(folder, "/", kSpoolFile) : absl::StrCat(folder, "/input.tmp-", ::getpid());
+  spool_ = ::open(path.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+  if (spool_ < 0) return absl::DataLossError(absl::StrCat(path, ": cannot create the file: ", std::strerror(errno)));
+  keep_spool_ = keep;
+  if (!keep) ::unlink(path.c_str());
+  return absl::OkStatus();
+}
 
 TextSource::~TextSource() {
   if (open_ >= 0) ::close(open_);
@@ -107,19 +180,24 @@ TextSource::~TextSource() {
 absl::Status TextSource::AddFile(const std::string& path, const std::string& name, const std::string& output) {
   const bool standard_input = path == "-";  // Not a file of that name in a folder.
   struct stat info;
-  if (standard_input || (::stat(path.c_str(), &info) == 0 && !S_ISREG(info.st_mode))) {
-    const int in = standard_input ? STDIN_FILENO : ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-    if (in < 0) return ReadError(path, "cannot open");
+  const bool regular = !standard_input && IsRepeatable(path);
+  if (standard_input || (::stat(path.c_str(), &info) == 0 && !regular)) {
+    int in = STDIN_FILENO;
+    if (!standard_input) {
+      ASSIGN_OR_RETURN(in, OpenToRead(path));
+    }
     absl::Cleanup close = [&] {
       if (!standard_input) ::close(in);
     };
-    ASSIGN_OR_RETURN(spool_, CreateSpool(output));
+    RETURN_IF_ERROR(MakeSpool(output, /*keep=*/false));
     RETURN_IF_ERROR(Spool(in, standard_input ? "standard input" : path, spool_));
     if (::fstat(spool_, &info) != 0) return ReadError(path, "cannot read");
   } else if (::stat(path.c_str(), &info) != 0) {
     return ReadError(path, "cannot open");
   }
-  files_.push_back({standard_input ? "standard input" : path, size_bytes_, info.st_size, spool_ >= 0});
+  const bool spooled = standard_input || !regular;
+  files_.push_back({standard_input ? "standard input" : path, size_bytes_, info.st_size, spooled});
+  files_.back().input = spooled ? InputFile{.size_bytes = info.st_size} : DescribeInput(info);
   names_.push_back(name);
   size_bytes_ += info.st_size;
   return absl::OkStatus();
@@ -129,15 +207,16 @@ absl::Status TextSource::AddRecords(const std::string& path, const std::string& 
                                     const std::string& text_field, const Progress& progress) {
   const bool standard_input = path == "-";
   const std::string shown = standard_input ? "standard input" : path;
-  const int in = standard_input ? STDIN_FILENO : ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (in < 0) return ReadError(path, "cannot open");
+  int in = STDIN_FILENO;
+  if (!standard_input) {
+    ASSIGN_OR_RETURN(in, OpenToRead(path));
+  }
   absl::Cleanup close = [&] {
     if (!standard_input) ::close(in);
   };
-  if (spool_ < 0) {
-    ASSIGN_OR_RETURN(spool_, CreateSpool(output));
-  }
-  struct stat info;
+  const bool regular = !standard_input && IsRepeatable(path);
+  if (spool_ < 0) RETURN_IF_ERROR(MakeSpool(output, /*keep=*/regular));
+  struct stat info = {};
   const int64_t file_bytes = ::fstat(in, &info) == 0 ? info.st_size : 0;
   JsonLinesOptions options{text_field, invalid_utf8_, &invalid_parts_, nullptr};
   if (progress) options.progress = [&](int64_t done) { progress(done, std::max(done, file_bytes)); };
@@ -149,12 +228,18 @@ absl::Status TextSource::AddRecords(const std::string& path, const std::string& 
     pending += line.text;
     spool_bytes_ += static_cast<int64_t>(line.text.size());
     if (static_cast<int64_t>(pending.size()) < kBlockBytes) return absl::OkStatus();
+    spool_crc_ = Crc32c(pending, spool_crc_);
     RETURN_IF_ERROR(WriteFully(spool_, pending));
     pending.clear();
     return absl::OkStatus();
   }));
+  spool_crc_ = Crc32c(pending, spool_crc_);
   RETURN_IF_ERROR(WriteFully(spool_, pending));
   files_.push_back({shown, size_bytes_, spool_bytes_ - first, /*spooled=*/true, first, /*records=*/true});
+  if (regular) {
+    files_.back().input = DescribeInput(info);
+    ASSIGN_OR_RETURN(files_.back().input.crc, FileCrc(path));
+  }
   names_.push_back(name);
   size_bytes_ += spool_bytes_ - first;
   return absl::OkStatus();
@@ -178,30 +263,109 @@ absl::StatusOr<std::unique_ptr<TextSource>> TextSource::Open(const std::string& 
   };
   const bool folder = input != "-" && fs::is_directory(input, error);
   source->mode_ = mode != DocumentMode::kAuto ? mode : folder ? DocumentMode::kFile : DocumentMode::kBlankLine;
-  if (folder) {
-    std::vector<std::string> names;
-    for (fs::recursive_directory_iterator it(input, error), end; !error && it != end; it.increment(error)) {
-      std::error_code ignored;
-      const bool hidden = absl::string_view(it->path().filename().native()).substr(0, 1) == ".";
-      if (it->is_directory(ignored)) {
-        if (hidden || fs::equivalent(it->path(), output, ignored)) it.disable_recursion_pending();
-      } else if (!hidden && it->is_regular_file(ignored)) {
-        names.push_back(it->path().lexically_relative(input).string());
-      }
-    }
-    if (error) return absl::FailedPreconditionError(absl::StrCat(input, ": cannot list the folder: ", error.message()));
-    if (names.empty()) return absl::FailedPreconditionError(absl::StrCat(input, ": the folder has no files"));
-    std::sort(names.begin(), names.end());
-    for (const std::string& name : names) {
-      RETURN_IF_ERROR(add((fs::path(input) / name).string(), name));
-    }
-  } else {
-    RETURN_IF_ERROR(add(input, input == "-" ? "-" : fs::path(input).filename().string()));
-  }
+  ASSIGN_OR_RETURN(const std::vector<Input> inputs, ListInputs(input, output));
+  for (const Input& file : inputs) RETURN_IF_ERROR(add(file.path, file.name));
   if (record_files == static_cast<int64_t>(source->files_.size())) source->mode_ = DocumentMode::kRecord;
   if (source->starts_.empty()) {
     return absl::FailedPreconditionError(
         absl::StrCat(input == "-" ? "standard input" : input, ": has no text (", source->size_bytes_, " bytes)"));
+  }
+  return source;
+}
+
+bool TextSource::IsRepeatable(const std::string& input) {
+  struct stat info;
+  return input != "-" && ::stat(input.c_str(), &info) == 0 && (S_ISREG(info.st_mode) || S_ISDIR(info.st_mode));
+}
+
+absl::StatusOr<std::string> TextSource::Save() const {
+  if (keep_spool_ && ::fsync(spool_) != 0) {
+    return absl::DataLossError(absl::StrCat("the copy of the input: sync failed: ", std::strerror(errno)));
+  }
+  std::string out;
+  const auto put = [&out](int64_t value) { Put(static_cast<uint64_t>(value), &out); };
+  for (const int64_t value : {kSavedVersion, static_cast<int64_t>(mode_), invalid_parts_, spool_bytes_,
+                              int64_t{spool_crc_}, static_cast<int64_t>(files_.size())}) {
+    put(value);
+  }
+  for (size_t i = 0; i < files_.size(); ++i) {
+    const File& file = files_[i];
+    put(static_cast<int64_t>(names_[i].size()));
+    out += names_[i];
+    for (const int64_t value : {file.size_bytes, int64_t{file.spooled}, file.spool_start, int64_t{file.records},
+                                file.input.size_bytes, file.input.modified_ns, file.input.changed_ns, file.input.device,
+                                file.input.inode, int64_t{file.input.crc}}) {
+      put(value);
+    }
+  }
+  put(num_documents());
+  int64_t previous = 0;
+  for (const int64_t start : starts_) put(start - std::exchange(previous, start));
+  return out;
+}
+
+absl::StatusOr<std::unique_ptr<TextSource>> TextSource::Restore(absl::string_view saved, const std::string& input,
+                                                                const std::string& output, InvalidUtf8 invalid_utf8) {
+  const absl::Status damaged = absl::FailedPreconditionError("what was kept of the input is damaged");
+  std::unique_ptr<TextSource> source(new TextSource);
+  SavedReader reader(saved);
+  if (reader.Number() != kSavedVersion) return damaged;
+  source->mode_ = static_cast<DocumentMode>(reader.Number());
+  source->invalid_utf8_ = invalid_utf8;
+  source->invalid_parts_ = reader.Number();
+  source->spool_bytes_ = reader.Number();
+  source->spool_crc_ = static_cast<uint32_t>(reader.Number());
+  const int64_t files = reader.Number();
+  for (int64_t i = 0; i < files && reader.good(); ++i) {
+    source->names_.push_back(reader.Text());
+    File file;
+    file.start = source->size_bytes_;
+    file.size_bytes = reader.Number();
+    file.spooled = reader.Number() != 0;
+    file.spool_start = reader.Number();
+    file.records = reader.Number() != 0;
+    file.input.size_bytes = reader.Number();
+    file.input.modified_ns = reader.Number();
+    file.input.changed_ns = reader.Number();
+    file.input.device = reader.Number();
+    file.input.inode = reader.Number();
+    file.input.crc = static_cast<uint32_t>(reader.Number());
+    if (file.size_bytes > (int64_t{1} << 61) - source->size_bytes_) return damaged;
+    source->size_bytes_ += file.size_bytes;
+    source->keep_spool_ |= file.spooled;
+    source->files_.push_back(std::move(file));
+  }
+  const int64_t documents = reader.Number();
+  int64_t start = 0;
+  for (int64_t i = 0; i < documents && reader.good(); ++i) {
+    start += reader.Number();
+    if (start >= source->size_bytes_) return damaged;
+    source->starts_.push_back(start);
+  }
+  if (!reader.done() || source->starts_.empty() || source->files_.empty()) return damaged;
+
+  ASSIGN_OR_RETURN(const std::vector<Input> inputs, ListInputs(input, output));
+  const auto changed = [](const std::string& path, absl::string_view how) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ": ", how));
+  };
+  for (size_t i = 0; i < std::max(inputs.size(), source->files_.size()); ++i) {
+    if (i == inputs.size() || (i < source->files_.size() && inputs[i].name > source->names_[i])) {
+      return changed(source->names_[i], "is no longer there");
+    }
+    if (i == source->files_.size() || inputs[i].name != source->names_[i]) return changed(inputs[i].path, "is new");
+    source->files_[i].path = inputs[i].path;
+    ASSIGN_OR_RETURN(const bool same, IsUnchanged(inputs[i].path, source->files_[i].input));
+    if (!same) return changed(inputs[i].path, "has changed");
+  }
+  if (source->keep_spool_) {
+    const std::string path = absl::StrCat(output, "/", kSpoolFile);
+    const absl::StatusOr<uint32_t> crc = FileCrc(path);
+    struct stat info;
+    source->spool_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    if (!crc.ok() || *crc != source->spool_crc_ || source->spool_ < 0 || ::fstat(source->spool_, &info) != 0 ||
+        info.st_size != source->spool_bytes_) {
+      return damaged;
+    }
   }
   return source;
 }
@@ -226,7 +390,7 @@ absl::Status TextSource::ReadAt(size_t file, int64_t offset, int64_t count, std:
 }
 
 absl::Status TextSource::Scan(size_t file, int64_t* done_bytes, const Progress& progress) {
-  const File& info = files_[file];
+  File& info = files_[file];
   enum class State {
     kBetween,
     kBlankSoFar,
@@ -240,6 +404,7 @@ absl::Status TextSource::Scan(size_t file, int64_t* done_bytes, const Progress& 
   for (int64_t offset = 0; offset < info.size_bytes;) {
     const int64_t count = std::min(kBlockBytes, info.size_bytes - offset);
     RETURN_IF_ERROR(ReadAt(file, offset, count, &block));
+    info.input.crc = Crc32c(block, info.input.crc);
     int64_t first = 0;
     if (offset == 0 && absl::string_view(block).substr(0, 3) == kByteOrderMark) first = 3;
     if (offset == 0) line_start = first;
