@@ -32,6 +32,7 @@
 #include "runtime/data/mtcorpus.h"
 #include "runtime/data/permutation.h"
 #include "runtime/data/prep.h"
+#include "runtime/data/sample_order.h"
 #include "runtime/data/text_source.h"
 #include "tests/test_util.h"
 
@@ -454,7 +455,9 @@ TEST_F(CorpusTest, EpochsArePermutationsOfWindowsAndResumeAnywhere) {
   EXPECT_EQ(windows, (reader->num_tokens() - 1) / seq);
   std::vector<int32_t> tokens(static_cast<size_t>(2 * windows * seq));
   std::vector<int32_t> labels(tokens.size());
-  ASSERT_OK(reader->Samples(0, 2 * windows, seq, 7, absl::MakeSpan(tokens), absl::MakeSpan(labels)));
+  ASSERT_OK_AND_ASSIGN(const auto order, SampleOrder::Create(*reader, {.block_tokens = seq, .seed = 7}));
+  EXPECT_EQ(order->epoch_tokens(), windows * seq);
+  ASSERT_OK(order->Samples(0, 2 * windows, seq, absl::MakeSpan(tokens), absl::MakeSpan(labels)));
   const auto window = [&](int64_t i) {
     return std::vector<int32_t>(tokens.begin() + i * seq, tokens.begin() + (i + 1) * seq);
   };
@@ -486,7 +489,7 @@ TEST_F(CorpusTest, EpochsArePermutationsOfWindowsAndResumeAnywhere) {
     for (const int64_t step : {int64_t{0}, int64_t{2}, windows / batch}) {
       std::vector<int32_t> x(static_cast<size_t>(batch * seq));
       std::vector<int32_t> y(x.size());
-      ASSERT_OK(reader->Batch(step, batch, seq, 7, absl::MakeSpan(x), absl::MakeSpan(y)));
+      ASSERT_OK(order->Samples(step * batch, batch, seq, absl::MakeSpan(x), absl::MakeSpan(y)));
       EXPECT_EQ(x,
                 std::vector<int32_t>(tokens.begin() + step * batch * seq, tokens.begin() + (step + 1) * batch * seq));
       EXPECT_EQ(y,
@@ -495,7 +498,8 @@ TEST_F(CorpusTest, EpochsArePermutationsOfWindowsAndResumeAnywhere) {
   }
   std::vector<int32_t> other(static_cast<size_t>(seq * 8));
   std::vector<int32_t> other_labels(other.size());
-  ASSERT_OK(reader->Batch(0, 8, seq, 8, absl::MakeSpan(other), absl::MakeSpan(other_labels)));
+  ASSERT_OK_AND_ASSIGN(const auto other_order, SampleOrder::Create(*reader, {.block_tokens = seq, .seed = 8}));
+  ASSERT_OK(other_order->Samples(0, 8, seq, absl::MakeSpan(other), absl::MakeSpan(other_labels)));
   EXPECT_NE(other, std::vector<int32_t>(tokens.begin(), tokens.begin() + seq * 8));
 }
 
@@ -537,8 +541,7 @@ TEST_F(CorpusTest, ASplitTooShortForOneSequenceIsSaid) {
   PrepareText(10);
   ASSERT_OK_AND_ASSIGN(const auto reader, CorpusReader::Open(out_, "test"));
   const int64_t seq = reader->num_tokens();
-  std::vector<int32_t> tokens(static_cast<size_t>(seq));
-  EXPECT_THAT(reader->Samples(0, 1, seq, 0, absl::MakeSpan(tokens), absl::MakeSpan(tokens)),
+  EXPECT_THAT(SampleOrder::Create(*reader, {.block_tokens = seq}),
               StatusIs(kBad, AllOf(HasSubstr("split test has"), HasSubstr("--seq"))));
 }
 

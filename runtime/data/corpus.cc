@@ -11,7 +11,6 @@
 #include "ir/base/file.h"
 #include "ir/base/status_macros.h"
 #include "runtime/data/crc32c.h"
-#include "runtime/data/permutation.h"
 #include "runtime/data/strict_json.h"
 
 namespace mt {
@@ -336,31 +335,6 @@ void CorpusReader::Release(int64_t token) const {
 int64_t CorpusReader::num_sequences(int64_t seq_len) const {
   CHECK_GE(seq_len, 1);
   return num_tokens_ < 1 ? 0 : (num_tokens_ - 1) / seq_len;
-}
-
-absl::Status CorpusReader::Samples(int64_t first_sample, int64_t count, int64_t seq_len, uint64_t seed,
-                                   absl::Span<int32_t> tokens, absl::Span<int32_t> labels) const {
-  CHECK(first_sample >= 0 && count >= 0 && static_cast<int64_t>(tokens.size()) == count * seq_len &&
-        tokens.size() == labels.size());
-  const int64_t windows = num_sequences(seq_len);
-  if (windows == 0) {
-    return absl::FailedPreconditionError(absl::StrCat("split ", split_->name, " has ", num_tokens_,
-                                                      " tokens, one sequence of ", seq_len, " takes ", seq_len + 1,
-                                                      "; use a shorter --seq or a larger corpus"));
-  }
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t sample = first_sample + i;
-    const Permutation order(windows, seed, static_cast<uint64_t>(sample / windows));
-    RETURN_IF_ERROR(Window(order(sample % windows) * seq_len, seq_len,
-                           tokens.subspan(static_cast<size_t>(i * seq_len), static_cast<size_t>(seq_len)),
-                           labels.subspan(static_cast<size_t>(i * seq_len), static_cast<size_t>(seq_len))));
-  }
-  return absl::OkStatus();
-}
-
-absl::Status CorpusReader::Batch(int64_t step, int64_t batch_size, int64_t seq_len, uint64_t seed,
-                                 absl::Span<int32_t> tokens, absl::Span<int32_t> labels) const {
-  return Samples(step * batch_size, batch_size, seq_len, seed, tokens, labels);
 }
 
 // tokens[i] and labels[i] = token first + i and first + i + 1, for `count` labels.

@@ -86,19 +86,9 @@ class CorpusReader {
   int64_t vocab_size() const { return manifest_.vocab_size; }
   int64_t num_tokens() const { return num_tokens_; }
 
-  // Training: an epoch is a seeded permutation of the non-overlapping windows of `seq_len` tokens (each with one label
-  // more; the tail that fills no window is left out). Number of windows = samples of one epoch.
+  // Windows of `seq_len` tokens, each with one label more; the tail that fills none is left out. SampleOrder says in
+  // which order training sees them.
   int64_t num_sequences(int64_t seq_len) const;
-
-  // Fills tokens[count * seq_len] and labels[count * seq_len] (the next tokens) with the samples first_sample,
-  // first_sample + 1, ... of the endless run of epochs. A sample depends on (seed, seq_len, its global index) alone:
-  // resuming, accumulation and ranks take their part of the same order.
-  // Errors: FailedPrecondition (no window fits the split, damaged shard).
-  absl::Status Samples(int64_t first_sample, int64_t count, int64_t seq_len, uint64_t seed, absl::Span<int32_t> tokens,
-                       absl::Span<int32_t> labels) const;
-  // Samples of one optimizer step: step * batch_size ... (step + 1) * batch_size - 1. The first step is 0.
-  absl::Status Batch(int64_t step, int64_t batch_size, int64_t seq_len, uint64_t seed, absl::Span<int32_t> tokens,
-                     absl::Span<int32_t> labels) const;
 
   // Evaluation: every window once, in order, the last one partial; num_tokens() - 1 labels in all.
   // Number of batches = ceil(ceil((num_tokens - 1) / seq_len) / batch_size).
