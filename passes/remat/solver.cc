@@ -12,6 +12,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/container/flat_hash_set.h"
 #include "ir/base/status_macros.h"
+#include "passes/remat/merge.h"
 #include "passes/remat/split.h"
 
 namespace mt {
@@ -538,7 +539,8 @@ absl::StatusOr<bool> ApplyRemat(Graph& graph, const RematChoice& choice) {
   const RematChain chain = FindRematBlocks(graph);
   ASSIGN_OR_RETURN(const bool changed, ApplyRemat(graph, chain, choice));
   JoinFusedNodes(graph, parts);
-  return changed;
+  ASSIGN_OR_RETURN(const bool merged, MergeRecomputed(graph));
+  return changed || merged;
 }
 
 }  // namespace mt

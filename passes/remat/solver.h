@@ -91,7 +91,8 @@ class RematProblem {
 
 // Makes the graph recompute what `choice`, made for a RematProblem of it, does not keep: clones, marked recompute_of,
 // of phase backward, created in the order in which the backward pass first reads them, so that the canonical order runs
-// each just before its first reader. Returns whether anything changed. Dead originals stay for DCE.
+// each just before its first reader; some become parts of fused nodes (merge.h). Returns whether anything changed. Dead
+// originals stay for DCE.
 absl::StatusOr<bool> ApplyRemat(Graph& graph, const RematChoice& choice);
 // The same for a chain of the graph itself.
 absl::StatusOr<bool> ApplyRemat(Graph& graph, const RematChain& chain, const RematChoice& choice);
