@@ -147,7 +147,7 @@ Expr B() { return Operand(1); }
 // 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))): Hendrycks and Gimpel, "Gaussian Error Linear Units" (2016).
 Expr GeluTanh(const Expr& x) {
   const double root = std::sqrt(2.0) * std::numbers::inv_sqrtpi;
-  return 0.5 * x * (1.0 + Tanh(root * (x + 0.044715 * (x * x * x))));
+  return 0.5 * x * (1.0 + Tanh(x * (root + root * 0.044715 * (x * x))));
 }
 Expr GeluErf(const Expr& x) { return 0.5 * x * (1.0 + Erf(x * (1.0 / std::numbers::sqrt2))); }
 Expr Silu(const Expr& x) { return x * Sigmoid(x); }
