@@ -9,9 +9,9 @@ Needs a Python with a current torch (pip install torch). A JSON line for each me
 the CPU; on a GPU our arena, which the plan states and `mtrun --measure` finds, beside torch's max_memory_allocated. Random
 tokens. Parameter counts must be equal before a ratio is printed; where torch pads its vocabulary for speed, the padding is not counted.
 
-Without --passes the pairs of TECHNIQUES are measured. A mode of torch is words joined by "_": f32, tf32 or bf16 (autocast);
-math (written-out attention), flash (scaled_dot_product_attention) or window (the same with a mask of T/4 keys); ckpt
-(checkpoint of each block); compile (torch.compile).
+Without --passes the pairs of TECHNIQUES are measured. On a GPU all eager modes of a model and round share one process of
+torch. A mode of torch is words joined by "_": f32, tf32 or bf16 (autocast); math (written-out attention), flash
+(scaled_dot_product_attention) or window (the same with a mask of T/4 keys); ckpt (checkpoint of each block); compile (torch.compile).
 """
 import argparse
 import json
@@ -37,18 +37,26 @@ TECHNIQUES = {
     },
     "cuda": {
         "tf32": ("tf32,fuse", "tf32_math"),
+        "tf32_flash": ("tf32,flash,fuse", "tf32_flash"),
+        "tf32_window": ("tf32,flash:window=T/4,fuse", "tf32_window"),
+        "tf32_remat": ("tf32,fuse,remat", "tf32_math_ckpt"),
+        "tf32_flash_remat": ("tf32,flash,fuse,remat", "tf32_flash_ckpt"),
         "bf16": ("bf16,fuse", "bf16_math"),
+        "bf16_remat": ("bf16,fuse,remat", "bf16_math_ckpt"),
         "flash": ("bf16,flash,fuse", "bf16_flash"),
         "window": ("bf16,flash:window=T/4,fuse", "bf16_window"),
         "remat": ("bf16,flash,fuse,remat", "bf16_flash_ckpt"),
+        "window_remat": ("bf16,flash:window=T/4,fuse,remat", "bf16_window_ckpt"),
         "fast": ("default", "bf16_flash_compile"),
         "small": ("bf16,flash,chunked_loss,pad_vocab,fuse,remat", "bf16_flash_ckpt_compile"),
     },
 }
+HEAD = f"{'model':13} {'technique':34} {'torch ms':>9} {'our ms':>9} {'speed':>7} {'its MiB':>9} {'our MiB':>9} {'memory':>7}"
 BATCHES = {"cpu": {"tiny_char": 4, "lab4": 4}, "cuda": {"lab4": 64, "gpt2_wide32k": 125, "so_small": 64, "gpt2_124m": 64}}
 
 
 def torch_side(name, mode, batch, threads, steps, target):
+    import gc
     import resource
     import time
     import torch
@@ -133,7 +141,11 @@ def torch_side(name, mode, batch, threads, steps, target):
                     reserved_mib=torch.cuda.max_memory_reserved() / 2**20)
     else:
         line.update(peak_rss_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-    print(json.dumps(line))
+    print(json.dumps(line), flush=True)
+    del model, optimizer, fn, xs, ys, loss
+    gc.collect()
+    if cuda:
+        torch.cuda.empty_cache()
 
 
 def measure(command, threads):
@@ -141,7 +153,7 @@ def measure(command, threads):
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode != 0:
         sys.exit(f"error: {' '.join(command)}: exit code {done.returncode}: {done.stderr.strip()[-500:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
 def main():
@@ -163,7 +175,8 @@ def main():
         models[name] = int(models[name] or BATCHES[args.target].get(name, 4))
     if args.torch_side:
         for name, batch in models.items():
-            torch_side(name, args.torch_side, batch, args.threads, args.steps, args.target)
+            for mode in args.torch_side.split(","):
+                torch_side(name, mode, batch, args.threads, args.steps, args.target)
         return
     if bool(args.passes) != bool(args.modes):
         sys.exit("error: --passes and --modes go together")
@@ -191,20 +204,24 @@ def main():
             for passes in ours:
                 ours[passes].append(note(measure(
                     [os.path.join(args.bin, "step_bench"), model, f"--batch={batch}", f"--target={args.target}",
-                     f"--threads={args.threads}", f"--steps={args.steps}", f"--passes={passes}"], args.threads)))
+                     f"--threads={args.threads}", f"--steps={args.steps}", f"--passes={passes}"], args.threads)[-1]))
             parameters = ours[passes][-1]["params"]
-            for mode in torch:
-                torch[mode].append(note(measure(
-                    [sys.executable, os.path.abspath(__file__), "--torch-side", mode, "--models", f"{model}:{batch}", "--target",
-                     args.target, "--threads", str(args.threads), "--steps", str(args.steps)], args.threads)))
-                if torch[mode][-1]["params"] != parameters:
-                    sys.exit(f"error: {model}: {torch[mode][-1]['params']} parameters in torch, {parameters} here")
+            # On the CPU the peak is of the process: a process for each mode, as for what torch.compile keeps.
+            shared = [mode for mode in torch if args.target == "cuda" and "compile" not in mode.split("_")]
+            groups = ([shared] if shared else []) + [[mode] for mode in torch if mode not in shared]
+            for modes in groups:
+                for line in measure([sys.executable, os.path.abspath(__file__), "--torch-side", ",".join(modes), "--models",
+                                     f"{model}:{batch}", "--target", args.target, "--threads", str(args.threads), "--steps",
+                                     str(args.steps)], args.threads):
+                    torch[line["mode"]].append(note(line))
+                    if line["params"] != parameters:
+                        sys.exit(f"error: {model}: {line['params']} parameters in torch, {parameters} here")
         median = lambda runs, key: statistics.median(run[key] for run in runs)
         for name, passes, mode in pairs:
             ms, its_ms = median(ours[passes], "step_ms"), median(torch[mode], "step_ms")
             mib, its_mib = median(ours[passes], memory[0]), median(torch[mode], memory[1])
             rows.append(f"{model:13} {name:34} {its_ms:9.1f} {ms:9.1f} {its_ms / ms:7.2f} {its_mib:9.0f} {mib:9.0f} {mib / its_mib:7.2f}")
-    print(f"{'model':13} {'technique':34} {'torch ms':>9} {'our ms':>9} {'speed':>7} {'its MiB':>9} {'our MiB':>9} {'memory':>7}")
+    print(HEAD)
     print("\n".join(rows))
 
 

@@ -2,7 +2,7 @@
 // each plan the arena, the kernels, what the largest block takes of the shared memory there is, the most registers and
 // the spilled bytes of a thread, and the seconds it took. Ends with 1 where a plan does not compile or does not fit.
 //
-//   targets_bench [--json] [MODEL ...] [cuda:sm_N ...]       default: all of the zoo, all targets
+//   targets_bench [--json] [--passes=LIST] [MODEL ...] [cuda:sm_N ...]       default: all of the zoo, all targets
 #include <algorithm>
 #include <iostream>
 #include <map>
@@ -51,10 +51,11 @@ struct Row {
   double seconds = 0;
 };
 
-absl::StatusOr<Row> Compiled(const std::string& model, const Target& target) {
+absl::StatusOr<Row> Compiled(const std::string& model, const Target& target, const std::string& passes) {
   Row row = {.model = model, .target = target.ToString()};
   CompileOptions options;
   options.target = row.target;
+  options.passes = passes;
   options.device_code = true;
   CompileReport report;
   ASSIGN_OR_RETURN(const Pipeline pipeline, PipelineOf(options));
@@ -96,11 +97,14 @@ absl::StatusOr<Row> Compiled(const std::string& model, const Target& target) {
 
 int Main(int argc, char** argv) {
   std::vector<std::string> models, targets;
+  std::string passes = "default";
   bool json = false;
   for (int i = 1; i < argc; ++i) {
     const std::string argument = argv[i];
     if (argument == "--json") {
       json = true;
+    } else if (absl::StartsWith(argument, "--passes=")) {
+      passes = argument.substr(argument.find('=') + 1);
     } else {
       (absl::StartsWith(argument, "cuda") ? targets : models).push_back(argument);
     }
@@ -115,7 +119,7 @@ int Main(int argc, char** argv) {
     for (const int sm : {75, 80, 86, 89, 90, 100, 120}) targets.push_back(absl::StrCat("cuda:sm_", sm));
   }
   if (!json) {
-    std::cout << *compiler << "; passes: default; shared: of the largest block, static and dynamic\n";
+    std::cout << *compiler << "; passes: " << passes << "; shared: of the largest block, static and dynamic\n";
     std::cout << absl::StrFormat("%-15s %-12s %11s %7s %8s %7s %10s %10s %5s %6s %7s  %s\n", "model", "target", "arena",
                                  "modules", "launches", "matmuls", "shared", "limit", "regs", "stack", "seconds",
                                  "largest block, largest stack");
@@ -124,7 +128,8 @@ int Main(int argc, char** argv) {
   for (const std::string& model : models) {
     for (const std::string& text : targets) {
       const absl::StatusOr<Target> target = ParseTarget(text);
-      const absl::StatusOr<Row> row = target.ok() ? Compiled(model, *target) : absl::StatusOr<Row>(target.status());
+      const absl::StatusOr<Row> row =
+          target.ok() ? Compiled(model, *target, passes) : absl::StatusOr<Row>(target.status());
       if (!row.ok()) {
         ++failures;
         std::cout << (json
