@@ -30,6 +30,7 @@
 #include "runtime/checkpoint/weights.h"
 #include "runtime/cuda/backend.h"
 #include "runtime/data/corpus.h"
+#include "runtime/data/sample_order.h"
 #include "runtime/drift.h"
 #include "runtime/executor.h"
 #include "runtime/measure.h"
@@ -40,6 +41,7 @@
 #include "runtime/train/run_config.h"
 #include "runtime/train/run_folder.h"
 #include "runtime/train/run_log.h"
+#include "runtime/train/stages.h"
 #include "runtime/train/trainer.h"
 
 namespace mt {
@@ -72,7 +74,7 @@ TrainOptions OptionsFromArgs(const ParsedArgs& args) {
   options.steps = args.OptionalInt("steps");
   options.epochs = args.OptionalDouble("epochs");
   options.max_minutes = args.OptionalDouble("max-minutes");
-  options.schedule = *ParseLrShape(args.String("schedule"));
+  options.schedule = *ParseLrShape(args.String("lr-schedule"));
   options.warmup_steps = args.Int("warmup");
   options.min_lr_ratio = args.Double("min-lr-ratio");
   options.patience = args.Int("patience");
@@ -82,6 +84,7 @@ TrainOptions OptionsFromArgs(const ParsedArgs& args) {
   options.spike = args.Has("out") ? args.Double("spike") : 0;
   options.init = args.String("init");
   options.resume = args.String("resume");
+  options.curriculum = args.String("curriculum");
   options.eval_every = args.Int("eval-every");
   options.eval_batches = args.Int("eval-batches");
   StepScalars& scalars = options.scalars;
@@ -98,7 +101,7 @@ TrainOptions OptionsFromArgs(const ParsedArgs& args) {
 Json ConfigJson(const TrainOptions& options, int64_t steps, const ParsedArgs& args) {
   const StepScalars& s = options.scalars;
   return {{"steps", steps},
-          {"schedule", std::string(LrShapeName(options.schedule))},
+          {"lr_schedule", std::string(LrShapeName(options.schedule))},
           {"lr", s.lr},
           {"warmup", options.warmup_steps},
           {"min_lr_ratio", options.min_lr_ratio},
@@ -109,6 +112,8 @@ Json ConfigJson(const TrainOptions& options, int64_t steps, const ParsedArgs& ar
           {"grad_clip", s.grad_clip},
           {"seed", s.seed},
           {"data", args.String("data")},
+          {"schedule", args.Has("schedule") ? Json(args.String("schedule")) : Json(nullptr)},
+          {"curriculum", options.curriculum.empty() ? Json(nullptr) : Json(options.curriculum)},
           {"init", args.Has("init") ? Json(args.String("init")) : Json(nullptr)},
           {"resume", args.Has("resume") ? Json(args.String("resume")) : Json(nullptr)},
           {"threads", args.OptionalInt("threads") ? Json(*args.OptionalInt("threads")) : Json(nullptr)}};
@@ -123,14 +128,21 @@ class Run {
   absl::Status Execute(proto::PlanProto plan);
 
  private:
-  absl::Status OpenOut(const proto::PlanProto& plan);
+  absl::Status PlanSteps();
+  absl::Status OpenOut();
   void WarnOfOtherEnvironment() const;
   absl::Status SetStates();
   absl::Status Restore(const CheckpointReader& checkpoint);
+  int64_t FirstStep() const;
+  absl::Status LoadStage(size_t index);
+  absl::Status NextStage(const TrainState& state, RunLog* log);
+  StepContext Context() const;
+  absl::StatusOr<TrainResult> TrainStages(const TrainHooks& hooks, RunLog* log);
   absl::Status Measure();
   absl::Status Trace();
   absl::Status Train();
-  absl::Status Finish(RunOutcome outcome, int64_t steps, RunLog& log);
+  absl::Status Finish(RunOutcome outcome, RunLog& log);
+  Json MemoryJsonOfRun(const MemoryUse& memory) const;
   absl::StatusOr<bool> GoBack(const TrainState& failed, const absl::Status& why);
   absl::Status GiveUp(const TrainState& failed, const absl::Status& why);
   absl::Status EvaluateOnly();
@@ -139,13 +151,24 @@ class Run {
   const std::string plan_path_;
   std::string data_, out_;
   Manifest manifest_;
+  // A run without --schedule has one stage, whose plan is the executor's alone.
+  std::vector<RunStage> stages_;
+  struct StageRecord {
+    std::optional<Measurement> measurement;
+    int64_t process_bytes = 0;  // At its end; 0: it was not run by this process.
+  };
+  std::vector<StageRecord> records_;  // Of each stage.
+  size_t stage_ = 0;                  // What is loaded.
+  int64_t steps_ = 0;                 // Of the run; 0: only its time is limited.
+  SampleOrder::Options order_;
+  std::vector<SavedState> handed_over_;  // From one stage to the next, while that is loaded.
   std::unique_ptr<Executor> executor_;
   std::unique_ptr<Trainer> trainer_;
   TrainOptions options_;
-  std::optional<Measurement> measurement_;
+  TrainState attempt_;                 // Where the steps that are run now began: a checkpoint, or the start.
   std::unique_ptr<RunFolder> folder_;  // --out; null where nothing is written.
   NewestCheckpoint resume_;            // --resume.
-  Json environment_;
+  Json identity_, environment_;
   double load_seconds_ = 0, weights_seconds_ = 0;  // Of the time to the first step.
 };
 
@@ -168,8 +191,30 @@ absl::Status PrintFinished(const nlohmann::json& summary) {
   return absl::OkStatus();
 }
 
+// What the limits and the corpus make of the stages: steps, and the order of the samples.
+absl::Status Run::PlanSteps() {
+  const std::vector<StageShape> shapes = ShapesOf(stages_);
+  std::vector<int64_t> lengths;
+  for (const StageShape& shape : shapes) lengths.push_back(shape.sequence);
+  order_.block_tokens = CommonBlock(lengths);
+  const SplitInfo* train = manifest_.Find("train");
+  const int64_t tokens = train == nullptr ? 0 : train->tokens;
+  const int64_t epoch_tokens = tokens < 1 ? 0 : (tokens - 1) / order_.block_tokens * order_.block_tokens;
+  steps_ = PlannedSteps(options_, shapes, epoch_tokens);
+  const RunStage& last = stages_.back();
+  const bool by_time =
+      steps_ == 0 && options_.max_minutes && !options_.steps && !options_.max_tokens && !options_.epochs;
+  if (stages_.size() > 1 && !by_time && steps_ <= last.first_step) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--schedule takes ", last.first_step, " steps before ", last.path, ", the run has ", steps_,
+                     ": nothing is left for that plan; give more --steps, or fewer to the others"));
+  }
+  ASSIGN_OR_RETURN(order_.tokens_by_length, TokensByLength(options_.curriculum, steps_, shapes, epoch_tokens));
+  return absl::OkStatus();
+}
+
 // What lies in --out: nothing, this run finished, or where it stopped.
-absl::Status Run::OpenOut(const proto::PlanProto& plan) {
+absl::Status Run::OpenOut() {
   out_ = args_.String("out");
   if (args_.Has("resume")) {
     if (args_.Has("init")) {
@@ -187,7 +232,7 @@ absl::Status Run::OpenOut(const proto::PlanProto& plan) {
     return absl::OkStatus();
   }
   ASSIGN_OR_RETURN(folder_, RunFolder::Open({.path = out_,
-                                             .identity = RunIdentity(plan, manifest_, options_),
+                                             .identity = identity_,
                                              .fresh = args_.Bool("fresh"),
                                              .save_every = args_.OptionalInt("save-every"),
                                              .keep = args_.Int("keep")}));
@@ -255,8 +300,15 @@ absl::Status ExportWeights(const proto::PlanProto& plan, const ParsedArgs& args)
   return absl::OkStatus();
 }
 
+// The step after which SetStates leaves the run.
+int64_t Run::FirstStep() const {
+  if (folder_ != nullptr && folder_->checkpoint() != nullptr) return folder_->checkpoint()->step();
+  return resume_.checkpoint != nullptr ? resume_.checkpoint->step() : 0;
+}
+
 absl::Status Run::SetStates() {
   executor_->InitializeStates(options_.scalars.seed);
+  if (!handed_over_.empty()) return RestoreStates(*executor_, handed_over_).status();
   if (folder_ != nullptr && folder_->checkpoint() != nullptr) return Restore(*folder_->checkpoint());
   if (resume_.checkpoint != nullptr) return Restore(*resume_.checkpoint);
   if (!args_.Has("init")) return absl::OkStatus();
@@ -269,7 +321,7 @@ absl::Status Run::Measure() {
   const Program* program = executor_->FindProgram("train");
   if (program == nullptr) return absl::InvalidArgumentError("--measure: the plan has no program \"train\"");
   const auto restore = [&] { return SetStates(); };
-  ASSIGN_OR_RETURN(measurement_,
+  ASSIGN_OR_RETURN(Measurement m,
                    MeasureProgram(
                        *executor_, *program, [&] { return trainer_->Prepare(options_.scalars); }, restore));
   if (trainer_->apply_program() != nullptr) {
@@ -278,9 +330,8 @@ absl::Status Run::Measure() {
       return absl::OkStatus();
     };
     ASSIGN_OR_RETURN(const Measurement apply, MeasureProgram(*executor_, *trainer_->apply_program(), prepare, restore));
-    measurement_ = Together(*measurement_, apply);
+    m = Together(m, apply);
   }
-  const Measurement& m = *measurement_;
   std::printf("measured one %s: arena %s bytes planned, %s measured\n",
               trainer_->apply_program() == nullptr ? "step" : "microbatch and the update",
               FormatCount(m.planned_arena_bytes).c_str(), FormatCount(m.measured_arena_bytes).c_str());
@@ -296,6 +347,8 @@ absl::Status Run::Measure() {
   for (const std::string& difference : m.differences) std::printf("  DIFFERS: %s\n", difference.c_str());
   std::printf("  %s\n", m.agrees() ? "planned = measured; same bits over two poisons; no allocation in the step"
                                    : "the measurement does not agree with the plan");
+  records_[stage_].measurement = std::move(m);
+  ResetPeakResidentBytes();
   return absl::OkStatus();
 }
 
@@ -335,10 +388,13 @@ absl::StatusOr<bool> Run::GoBack(const TrainState& failed, const absl::Status& w
   const bool in_a_row = failed.steps <= failed.backs_off_until;
   if (in_a_row && failed.setbacks >= kMostSetbacks) return false;
   RETURN_IF_ERROR(folder_->GoBack());
+  const size_t stage = StageAfter(stages_, FirstStep());
+  if (stage != stage_) RETURN_IF_ERROR(LoadStage(stage));
   options_.from = {};
   RETURN_IF_ERROR(SetStates());
   TrainState& from = options_.from;
   from.samples = failed.samples;
+  from.sequence = failed.sequence;
   from.seconds = failed.seconds;
   from.setbacks = in_a_row ? failed.setbacks + 1 : 1;
   from.lr_factor = (in_a_row ? failed.lr_factor : 1) * 0.5;
@@ -349,24 +405,29 @@ absl::StatusOr<bool> Run::GoBack(const TrainState& failed, const absl::Status& w
                std::string(why.message()).c_str(), static_cast<long long>(from.steps), from.lr_factor,
                static_cast<long long>(from.backs_off_until), static_cast<long long>(from.setbacks),
                static_cast<long long>(kMostSetbacks));
+  attempt_ = from;
   return true;
 }
 
 // The error of a run that went back too often. Takes the attempt once more, up to the step that failed, to name the op.
 absl::Status Run::GiveUp(const TrainState& failed, const absl::Status& why) {
   std::string op;
-  const TrainState from = std::exchange(options_.from, TrainState());
-  int64_t done = from.steps;
+  int64_t done = attempt_.steps;
   TrainHooks replay;
   replay.on_step = [&](const StepMetrics& step) {
     done = step.step;
     return absl::OkStatus();
   };
   replay.interrupted = [&] { return done >= failed.steps - 1; };
-  if (SetStates().ok()) {
-    options_.from = from;
-    if (trainer_->Train(options_, replay).ok()) op = FirstNotFinite(*executor_, *trainer_, options_, failed);
-  }
+  const auto take_again = [&]() -> absl::Status {
+    const size_t stage = StageAfter(stages_, attempt_.steps), last = StageAfter(stages_, failed.steps - 1);
+    if (stage != stage_) RETURN_IF_ERROR(LoadStage(stage));
+    RETURN_IF_ERROR(SetStates());
+    options_.from = attempt_;
+    ASSIGN_OR_RETURN(const TrainResult before, TrainStages(replay, nullptr));
+    return last == stage_ ? absl::OkStatus() : NextStage(before, nullptr);
+  };
+  if (take_again().ok()) op = FirstNotFinite(*executor_, *trainer_, options_, failed);
   const std::string good = folder_->last_saved_step() < 0
                                ? ""
                                : absl::StrCat("; ", out_, "/", CheckpointName(folder_->last_saved_step()), " is good");
@@ -374,34 +435,89 @@ absl::Status Run::GiveUp(const TrainState& failed, const absl::Status& why) {
                                             failed.setbacks, " times and stops", good));
 }
 
+// From one plan to the next: the states go by way of the host, and the old arena is gone before the new one comes.
+// Without a log nothing is told or measured.
+absl::Status Run::NextStage(const TrainState& state, RunLog* log) {
+  records_[stage_].process_bytes = MemoryUseOf(*executor_).process_bytes;
+  SnapshotStates(*executor_, &handed_over_);
+  RETURN_IF_ERROR(LoadStage(stage_ + 1));
+  executor_->InitializeStates(options_.scalars.seed);
+  ASSIGN_OR_RETURN(const std::vector<std::string> fresh, RestoreStates(*executor_, handed_over_));
+  options_.from = state;
+  ResetPeakResidentBytes();
+  if (log != nullptr) {
+    log->Break();
+    std::printf("%s\n", StageText(stages_, stage_, steps_).c_str());
+    for (const std::string& group : fresh) std::printf("  %s\n", group.c_str());
+    if (args_.Bool("measure")) RETURN_IF_ERROR(Measure());
+    std::fflush(stdout);
+  }
+  handed_over_ = {};
+  return absl::OkStatus();
+}
+
+StepContext Run::Context() const {
+  return {.steps = steps_,
+          .max_seconds = options_.max_minutes ? *options_.max_minutes * 60 : -1,
+          .arena_bytes = executor_->plan().arena_bytes(),
+          .plan = stages_.size() > 1 ? stages_[stage_].path : "",
+          .seconds_at_peak = ModelSeconds(executor_->plan())};
+}
+
+// To the end of the run, or where it stops. Errors: as Trainer::Train.
+absl::StatusOr<TrainResult> Run::TrainStages(const TrainHooks& hooks, RunLog* log) {
+  while (true) {
+    TrainOptions options = options_;
+    if (stages_.size() > 1) {  // These are about all of them.
+      options.max_tokens.reset();
+      options.epochs.reset();
+      if (steps_ > 0) options.steps = steps_;
+    }
+    if (stage_ + 1 < stages_.size()) options.pause_after = stages_[stage_ + 1].first_step;
+    ASSIGN_OR_RETURN(const TrainResult result, trainer_->Train(options, hooks));
+    if (!result.paused) return result;
+    RETURN_IF_ERROR(NextStage(result, log));
+  }
+}
+
 absl::Status Run::Train() {
-  ASSIGN_OR_RETURN(const int64_t steps, trainer_->PlannedSteps(options_));
   ASSIGN_OR_RETURN(const CorpusReader* reader, trainer_->Reader("train"));
   const int64_t sequences = reader == nullptr ? 0 : reader->num_sequences(trainer_->sequence());
-  for (const std::string& warning : TrainWarnings(options_, steps, trainer_->batch(), sequences)) {
+  for (const std::string& warning : TrainWarnings(options_, steps_, trainer_->batch(), sequences)) {
     std::fprintf(stderr, "warning: %s\n", warning.c_str());
   }
+  if (stages_.size() > 1) std::printf("%s", StagesText(stages_, steps_).c_str());
+  if (order_.tokens_by_length > 0) {
+    std::printf("documents from short to long over the first %s tokens, then in the usual order\n",
+                FormatCount(order_.tokens_by_length).c_str());
+  }
+  std::fflush(stdout);
   RunLog log(args_.Int("log-every"));
   RETURN_IF_ERROR(log.Open(out_, args_.Bool("tensorboard"), options_.from.steps));
-  const StepContext context = {.steps = steps,
-                               .max_seconds = options_.max_minutes ? *options_.max_minutes * 60 : -1,
-                               .arena_bytes = executor_->plan().arena_bytes(),
-                               .seconds_at_peak = ModelSeconds(executor_->plan())};
-  Backend& backend = executor_->backend();
   DriftWatch drift;
   RunOutcome outcome;
+  outcome.from_step = options_.from.steps;
   outcome.times = {.load_seconds = load_seconds_, .weights_seconds = weights_seconds_};
   const double ready_seconds = Seconds();
+  attempt_ = options_.from;
+  std::optional<size_t> context_of;  // Which stage.
+  StepContext context;
+  const auto of_stage = [&]() -> const StepContext& {
+    if (context_of != stage_) context = Context();
+    context_of = stage_;
+    return context;
+  };
 
   TrainHooks hooks;
   hooks.interrupted = [] { return interrupted != 0; };
   hooks.on_step = [&](const StepMetrics& step) {
-    if (step.step == options_.from.steps + 1) outcome.times.first_step_seconds = Seconds() - ready_seconds;
-    if (step.step == options_.from.steps + DriftWatch::kFirstStep) drift.Start(backend);
+    if (step.step == outcome.from_step + 1) outcome.times.first_step_seconds = Seconds() - ready_seconds;
+    // Of the last plan, where there are several.
+    if (step.step == options_.from.steps + DriftWatch::kFirstStep) drift.Start(executor_->backend());
     if (folder_ != nullptr) RETURN_IF_ERROR(folder_->Poll());
-    return log.Step(step, context);
+    return log.Step(step, of_stage());
   };
-  hooks.on_eval = [&](int64_t step, const EvalMetrics& eval) { return log.Eval(step, eval); };
+  hooks.on_eval = [&](int64_t step, const EvalMetrics& eval) { return log.Eval(step, eval, of_stage()); };
   if (folder_ != nullptr) {
     hooks.saves_after = [&](int64_t step) { return folder_->DueAfter(step); };
     hooks.on_save = [&](const TrainState& state) { return folder_->Save(*executor_, state); };
@@ -410,24 +526,23 @@ absl::Status Run::Train() {
   std::signal(SIGTERM, OnSignal);
   std::optional<TrainState> failed;
   hooks.on_failure = [&](const TrainState& state) { failed = state; };
-  absl::StatusOr<TrainResult> trained = trainer_->Train(options_, hooks);
+  absl::StatusOr<TrainResult> trained = TrainStages(hooks, &log);
   while (folder_ != nullptr && failed) {
     log.Break();
     ASSIGN_OR_RETURN(const bool again, GoBack(*failed, trained.status()));
     if (!again) return GiveUp(*failed, trained.status());
     failed.reset();
     RETURN_IF_ERROR(log.GoBack(options_.from.steps));
-    trained = trainer_->Train(options_, hooks);
+    trained = TrainStages(hooks, &log);
   }
   if (trained.ok() && trained->steps > options_.from.steps + DriftWatch::kFirstStep) {
-    outcome.drift = drift.Stop(backend);
+    outcome.drift = drift.Stop(executor_->backend());
   }
   log.Break();
   RETURN_IF_ERROR(trained);
   outcome.result = *std::move(trained);
-  outcome.from_step = options_.from.steps;
-  outcome.measurement = measurement_;
-  if (!measurement_ && !args_.Has("trace")) {
+  outcome.measurement = records_[stage_].measurement;
+  if (!outcome.measurement && !args_.Has("trace")) {
     outcome.times.start_seconds = ready_seconds + outcome.times.first_step_seconds - kStartSeconds;
   }
   if (folder_ != nullptr) {
@@ -436,11 +551,26 @@ absl::Status Run::Train() {
     }
     RETURN_IF_ERROR(folder_->Wait());
   }
-  return Finish(std::move(outcome), steps, log);
+  return Finish(std::move(outcome), log);
+}
+
+// Of several stages also what each planned and, where this process ran it, took.
+Json Run::MemoryJsonOfRun(const MemoryUse& memory) const {
+  Json json = MemoryJson(*executor_, records_[stage_].measurement, memory);
+  if (stages_.size() == 1) return json;
+  json["stages"] = StagesJson(stages_);
+  for (size_t i = 0; i < stages_.size(); ++i) {
+    const StageRecord& record = records_[i];
+    Json& stage = json["stages"][i];
+    stage["measured_arena_bytes"] = record.measurement ? Json(record.measurement->measured_arena_bytes) : Json(nullptr);
+    stage["agree"] = record.measurement ? Json(record.measurement->agrees()) : Json(nullptr);
+    stage["process_bytes"] = record.process_bytes > 0 ? Json(record.process_bytes) : Json(nullptr);
+  }
+  return json;
 }
 
 // What is known of the model at the end, on the terminal and in --out.
-absl::Status Run::Finish(RunOutcome outcome, int64_t steps, RunLog& log) {
+absl::Status Run::Finish(RunOutcome outcome, RunLog& log) {
   const TrainResult& result = outcome.result;
   if (!result.interrupted && executor_->FindProgram("eval") != nullptr) {
     for (const char* split : {"val", "test"}) {
@@ -452,17 +582,24 @@ absl::Status Run::Finish(RunOutcome outcome, int64_t steps, RunLog& log) {
     }
   }
   const MemoryUse memory = MemoryUseOf(*executor_);
+  records_[stage_].process_bytes = memory.process_bytes;
   ASSIGN_OR_RETURN(BoxRows rows, OutcomeRows(*executor_, outcome, memory));
+  for (size_t i = 0; stages_.size() > 1 && i < stages_.size(); ++i) {
+    const RunStage& stage = stages_[i];
+    rows.push_back({absl::StrCat("stage ", i + 1),
+                    absl::StrCat("from step ", stage.first_step + 1, ": ", stage.path, ", ", stage.shape.batch, " x ",
+                                 stage.shape.sequence, " tokens, arena ", FormatBytes(stage.plan.arena_bytes()))});
+  }
   if (!out_.empty()) {
     if (!result.interrupted) RETURN_IF_ERROR(SaveWeights(*executor_, out_ + "/" + kWeightsFile));
-    RETURN_IF_ERROR(
-        WriteFile(out_ + "/" + kMemoryFile, absl::StrCat(MemoryJson(*executor_, measurement_, memory).dump(2), "\n")));
+    RETURN_IF_ERROR(WriteFile(out_ + "/" + kMemoryFile, absl::StrCat(MemoryJsonOfRun(memory).dump(2), "\n")));
     rows.push_back({"files", absl::StrCat(out_, "/{", kMetricsFile, ",", kMemoryFile, ",", kSummaryFile, ",",
                                           result.interrupted ? CheckpointName(result.steps) : kWeightsFile, "}")});
     Json summary = OutcomeJson(*executor_, outcome);
-    summary["config"] = ConfigJson(options_, steps, args_);
+    if (stages_.size() > 1) summary["stages"] = StagesJson(stages_);
+    summary["config"] = ConfigJson(options_, steps_, args_);
     summary["command"] = args_.command_line();
-    summary["identity"] = RunIdentity(executor_->plan(), manifest_, options_);
+    summary["identity"] = identity_;
     summary["box"] = rows;
     RETURN_IF_ERROR(WriteFile(out_ + "/" + kSummaryFile, absl::StrCat(summary.dump(2), "\n")));
   }
@@ -518,52 +655,76 @@ std::string FitHint(const proto::PlanProto& plan) {
                                          CanonicalBytes(AvailableMemoryBytes() >> 20 << 20)));
 }
 
-absl::Status Run::Execute(proto::PlanProto plan) {
-  data_ = args_.String("data");
-  if (data_.empty()) {
-    return absl::InvalidArgumentError("--data DIR is needed: a corpus from mtcorpus prep (or --dry-run)");
-  }
-  ASSIGN_OR_RETURN(manifest_, ReadManifest(data_));
-  RETURN_IF_ERROR(CheckVocabulary(plan, plan_path_, manifest_, data_));
-  options_ = OptionsFromArgs(args_);
-  RETURN_IF_ERROR(OpenOut(plan));
-  if (folder_ != nullptr && !folder_->finished().is_null()) return PrintFinished(folder_->finished());
-  const double load_start = Seconds();
-  ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, BackendOf(plan, plan_path_, args_));
-  const std::string hint = FitHint(plan);
+// The backend, executor and trainer of a stage in place of those that are there. The states are not set.
+absl::Status Run::LoadStage(size_t index) {
+  trainer_.reset();
+  executor_.reset();  // With its arena.
+  stage_ = index;
+  RunStage& stage = stages_[index];
+  ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, BackendOf(stage.plan, stage.path, args_));
+  const std::string hint = FitHint(stage.plan);
   const bool guard = args_.String("debug-arena") == "guard";
-  if (guard && args_.Bool("measure")) {
-    return absl::InvalidArgumentError(
-        "--measure looks at the plan's arena, and --debug-arena guard has none: leave one of them out");
+  proto::PlanProto plan;
+  if (stages_.size() == 1) {
+    plan.Swap(&stage.plan);
+  } else {
+    plan = stage.plan;
   }
   absl::StatusOr<std::unique_ptr<Executor>> executor =
       Executor::Load(std::move(plan), std::move(backend), guard ? Placement::kGuard : Placement::kArena);
   if (executor.status().code() == absl::StatusCode::kResourceExhausted) {
-    return absl::ResourceExhaustedError(absl::StrCat(executor.status().message(), hint));
+    return absl::ResourceExhaustedError(
+        absl::StrCat(stages_.size() > 1 ? absl::StrCat(stage.path, ": ") : "", executor.status().message(), hint));
   }
-  RETURN_IF_ERROR(executor);
+  if (!executor.ok()) return stages_.size() > 1 ? Annotate(executor.status(), stage.path) : executor.status();
   executor_ = *std::move(executor);
   if (guard) {
     std::printf("guard: %d buffers, each in memory of its own; a write beside one ends the run\n",
                 executor_->plan().buffers_size());
   }
+  ASSIGN_OR_RETURN(trainer_, Trainer::Create(*executor_, data_, order_));
+  if (!args_.Has("eval") && executor_->FindProgram("train") == nullptr) {
+    return absl::InvalidArgumentError(absl::StrCat(stages_.size() > 1 ? stage.path : "the plan",
+                                                   " has no program \"train\"",
+                                                   stages_.size() > 1 ? "" : "; use --eval SPLIT"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Run::Execute(proto::PlanProto plan) {
+  data_ = args_.String("data");
+  if (data_.empty()) {
+    return absl::InvalidArgumentError("--data DIR is needed: a corpus from mtcorpus prep (or --dry-run)");
+  }
+  if (args_.Has("schedule") && args_.Has("eval")) {
+    return absl::InvalidArgumentError("--eval evaluates with one plan, the argument: leave --schedule out");
+  }
+  ASSIGN_OR_RETURN(manifest_, ReadManifest(data_));
+  ASSIGN_OR_RETURN(stages_, ReadStages(args_.String("schedule"), plan_path_, std::move(plan)));
+  for (const RunStage& stage : stages_) RETURN_IF_ERROR(CheckVocabulary(stage.plan, stage.path, manifest_, data_));
+  records_.resize(stages_.size());
+  options_ = OptionsFromArgs(args_);
+  RETURN_IF_ERROR(PlanSteps());
+  identity_ = RunIdentity(stages_, manifest_, options_);
+  RETURN_IF_ERROR(OpenOut());
+  if (folder_ != nullptr && !folder_->finished().is_null()) return PrintFinished(folder_->finished());
+  if (args_.String("debug-arena") == "guard" && args_.Bool("measure")) {
+    return absl::InvalidArgumentError(
+        "--measure looks at the plan's arena, and --debug-arena guard has none: leave one of them out");
+  }
+  const double load_start = Seconds();
+  // Plans of later stages are loaded once now: what one lacks is said before anything runs.
+  for (size_t i = stages_.size(), first = StageAfter(stages_, FirstStep()); i-- > first;) RETURN_IF_ERROR(LoadStage(i));
   environment_ = RunEnvironment(executor_->plan(), executor_->backend());
   WarnOfOtherEnvironment();
-  ASSIGN_OR_RETURN(trainer_, Trainer::Create(*executor_, data_));
   load_seconds_ = Seconds() - load_start;
   RETURN_IF_ERROR(SetStates());
   weights_seconds_ = Seconds() - load_start - load_seconds_;
   if (args_.Has("eval")) return EvaluateOnly();
-  if (executor_->FindProgram("train") == nullptr) {
-    return absl::InvalidArgumentError("the plan has no program \"train\"; use --eval SPLIT");
-  }
   RETURN_IF_ERROR(
       trainer_->Prepare(options_.scalars));  // A corpus that cannot be read fails before anything is written.
   if (folder_ != nullptr) RETURN_IF_ERROR(folder_->Begin(environment_));
-  if (args_.Bool("measure")) {
-    RETURN_IF_ERROR(Measure());
-    ResetPeakResidentBytes();
-  }
+  if (args_.Bool("measure")) RETURN_IF_ERROR(Measure());
   if (args_.Has("trace")) RETURN_IF_ERROR(Trace());
   return Train();
 }
@@ -579,7 +740,13 @@ absl::Status ShowConfig(const ParsedArgs& args, const ConfiguredArguments& confi
 absl::Status Main(const ParsedArgs& args) {
   const std::string& path = args.positional(0);
   ASSIGN_OR_RETURN(proto::PlanProto plan, LoadPlan(path));
-  if (args.Bool("dry-run")) return DryRun(std::move(plan));
+  if (args.Bool("dry-run") && !args.Has("schedule")) return DryRun(std::move(plan));
+  if (args.Bool("dry-run")) {
+    ASSIGN_OR_RETURN(std::vector<RunStage> stages, ReadStages(args.String("schedule"), path, std::move(plan)));
+    std::printf("%s", StagesText(stages, 0).c_str());
+    for (RunStage& stage : stages) RETURN_IF_ERROR(DryRun(std::move(stage.plan)));
+    return absl::OkStatus();
+  }
   if (args.Has("export-hf")) return ExportWeights(plan, args);
   return Run(args, path).Execute(std::move(plan));
 }

@@ -72,7 +72,8 @@ TEST_F(MtrunTest, Usage) {
               AllOf(HasSubstr("cuBLASLt"), HasSubstr("cpu")));
   ExpectError("mtrun tiny.plan --data corpus --batch 4", 2, AllOf(HasSubstr("--batch"), HasSubstr("mtc")));
   ExpectError("mtrun tiny.plan --data corpus --stpes 4", 2, HasSubstr("--steps"));
-  ExpectError("mtrun tiny.plan --data corpus --schedule zigzag", 2, AllOf(HasSubstr("zigzag"), HasSubstr("plateau")));
+  ExpectError("mtrun tiny.plan --data corpus --lr-schedule zigzag", 2,
+              AllOf(HasSubstr("zigzag"), HasSubstr("plateau")));
   ExpectError("mtrun tiny.plan --data corpus --eval dev", 2, HasSubstr("dev"));
   ExpectError("mtrun --data corpus", 2, HasSubstr("PLAN"));
 }

@@ -404,8 +404,9 @@ TEST_F(ResumeCommandTest, TensorBoardReadsTheEvents) {
 }
 
 TEST_F(ResumeCommandTest, ConfigFilesAndWhereValuesComeFrom) {
-  folder_->Write("run.textproto",
-                 "# As the paper says.\nlr: 3e-3 weight_decay: 0.05 steps: 3\nschedule: \"linear\" tensorboard: false");
+  folder_->Write(
+      "run.textproto",
+      "# As the paper says.\nlr: 3e-3 weight_decay: 0.05 steps: 3\nlr_schedule: \"linear\" tensorboard: false");
   const Outcome shown = Run("mtrun tiny.plan --config run.textproto --steps 2 --data corpus --show-config");
   ASSERT_EQ(shown.code, 0) << shown.err;
   const auto row = [&](const std::string& name) {
@@ -416,7 +417,7 @@ TEST_F(ResumeCommandTest, ConfigFilesAndWhereValuesComeFrom) {
     return std::string();
   };
   EXPECT_EQ(row("lr"), "lr 0.003 run.textproto");
-  EXPECT_EQ(row("schedule"), "schedule linear run.textproto");
+  EXPECT_EQ(row("lr-schedule"), "lr-schedule linear run.textproto");
   EXPECT_EQ(row("steps"), "steps 2 command line");
   EXPECT_EQ(row("beta2"), "beta2 0.95 default");
   EXPECT_EQ(row("out"), "out - default");
@@ -449,12 +450,13 @@ TEST_F(ResumeCommandTest, ConfigFilesAndWhereValuesComeFrom) {
 
 // Steps that fail are undone with a smaller rate; where that does not help, the run ends and its checkpoint is good.
 TEST_F(ResumeCommandTest, StepsThatFailAreUndone) {
-  const Outcome burst = Run(absl::StrCat(kRun, "--out burst --schedule constant --lr 1e30 --grad-clip 0 --warmup 30"));
+  const Outcome burst =
+      Run(absl::StrCat(kRun, "--out burst --lr-schedule constant --lr 1e30 --grad-clip 0 --warmup 30"));
   EXPECT_EQ(burst.code, 5) << burst.err;
   EXPECT_THAT(burst.err, AllOf(HasSubstr("warning: step "), HasSubstr("(20 of 20 times)"),
                                HasSubstr("went back 20 times"), HasSubstr("no number is of ")));
   EXPECT_FALSE(folder_->Exists("burst/summary.json"));
-  const Outcome bumps = Run(absl::StrCat(kRun, "--out bumps --schedule constant --lr 300 --grad-clip 0 --spike 3"));
+  const Outcome bumps = Run(absl::StrCat(kRun, "--out bumps --lr-schedule constant --lr 300 --grad-clip 0 --spike 3"));
   EXPECT_EQ(bumps.code, 0) << bumps.err;
   EXPECT_THAT(bumps.err, AllOf(HasSubstr("warning: step "), HasSubstr("with 0.5 of the learning rate"),
                                HasSubstr("back to step ")));

@@ -34,6 +34,7 @@ constexpr FlagAlias kAliases[] = {
     {"ff-dim", FlagAlias::kSet, "ffn_width"},
     {"dropout", FlagAlias::kSet, "dropout"},
     {"learning-rate", FlagAlias::kRename, "lr"},
+    {"lr-scheduler-type", FlagAlias::kRename, "lr-schedule"},
     {"warmup-steps", FlagAlias::kRename, "warmup"},
     {"max-grad-norm", FlagAlias::kRename, "grad-clip"},
     {"max-steps", FlagAlias::kRename, "steps"},

@@ -44,6 +44,14 @@ constexpr FlagDef kFlags[] = {
      .default_text = "1e-3",
      .min = 0},
     {.name = "schedule",
+     .metavar = "PLAN:STEPS,...",
+     .help = "Plans that take the first steps, one after another, over the same states: short.plan:500,mid.plan:2000; "
+             "then PLAN goes on to the end"},
+    {.name = "curriculum",
+     .metavar = "length[:PART]",
+     .help = "Documents from the shortest to the longest, in tokens, over the first epoch, or over the run where that "
+             "has less; length:0.3: over 0.3 of its steps; then in the usual order"},
+    {.name = "lr-schedule",
      .kind = FlagKind::kChoice,
      .help = "Learning rate after the warmup",
      .default_text = "cosine",

@@ -16,7 +16,7 @@ absl::StatusOr<LrShape> ParseLrShape(absl::string_view name) {
     if (kNames[i] == name) return static_cast<LrShape>(i);
   }
   return absl::InvalidArgumentError(
-      absl::StrCat("\"", name, "\" is not a schedule; known: cosine, linear, constant, plateau"));
+      absl::StrCat("\"", name, "\" is not a schedule of the learning rate; known: cosine, linear, constant, plateau"));
 }
 
 absl::string_view LrShapeName(LrShape shape) { return kNames[static_cast<size_t>(shape)]; }

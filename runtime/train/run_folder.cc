@@ -82,40 +82,44 @@ Json OrNull(const std::optional<T>& value) {
 
 }  // namespace
 
-Json RunIdentity(const proto::PlanProto& plan, const Manifest& manifest, const TrainOptions& options) {
+Json RunIdentity(absl::Span<const RunStage> stages, const Manifest& manifest, const TrainOptions& options) {
+  const proto::PlanProto& plan = stages.back().plan;
   const StepScalars& s = options.scalars;
   const auto fact = [&](const char* name) {
     const auto found = plan.facts().find(name);
     return found == plan.facts().end() ? Json(nullptr) : Json(found->second);
   };
-  return {{"model", plan.model()},
-          {"target", plan.target()},
-          {"passes", plan.passes()},
-          {"batch", fact("batch")},
-          {"seq", fact("sequence")},
-          {"plan", absl::StrFormat("%016x", plan.fingerprint())},
-          {"data", absl::StrFormat("%016x", Fnv1a(manifest.Serialize()))},
-          {"steps", OrNull(options.steps)},
-          {"epochs", OrNull(options.epochs)},
-          {"max-minutes", OrNull(options.max_minutes)},
-          {"max-tokens", OrNull(options.max_tokens)},
-          {"init", options.init.empty() ? Json(nullptr) : Json(options.init)},
-          {"resume", options.resume.empty() ? Json(nullptr) : Json(options.resume)},
-          {"schedule", std::string(LrShapeName(options.schedule))},
-          {"lr", s.lr},
-          {"warmup", options.warmup_steps},
-          {"min-lr-ratio", options.min_lr_ratio},
-          {"patience", options.patience},
-          {"beta1", s.beta1},
-          {"beta2", s.beta2},
-          {"eps", s.eps},
-          {"weight-decay", s.weight_decay},
-          {"grad-clip", s.grad_clip},
-          {"seed", s.seed},
-          {"eval-every", options.eval_every},
-          {"eval-batches", options.eval_batches},
-          {"early-stop", options.early_stop},
-          {"spike", options.spike}};
+  Json identity = {{"model", plan.model()},
+                   {"target", plan.target()},
+                   {"passes", plan.passes()},
+                   {"batch", fact("batch")},
+                   {"seq", fact("sequence")},
+                   {"plan", absl::StrFormat("%016x", plan.fingerprint())},
+                   {"data", absl::StrFormat("%016x", Fnv1a(manifest.Serialize()))},
+                   {"steps", OrNull(options.steps)},
+                   {"epochs", OrNull(options.epochs)},
+                   {"max-minutes", OrNull(options.max_minutes)},
+                   {"max-tokens", OrNull(options.max_tokens)},
+                   {"init", options.init.empty() ? Json(nullptr) : Json(options.init)},
+                   {"resume", options.resume.empty() ? Json(nullptr) : Json(options.resume)},
+                   {"curriculum", options.curriculum.empty() ? Json(nullptr) : Json(options.curriculum)},
+                   {"lr-schedule", std::string(LrShapeName(options.schedule))},
+                   {"lr", s.lr},
+                   {"warmup", options.warmup_steps},
+                   {"min-lr-ratio", options.min_lr_ratio},
+                   {"patience", options.patience},
+                   {"beta1", s.beta1},
+                   {"beta2", s.beta2},
+                   {"eps", s.eps},
+                   {"weight-decay", s.weight_decay},
+                   {"grad-clip", s.grad_clip},
+                   {"seed", s.seed},
+                   {"eval-every", options.eval_every},
+                   {"eval-batches", options.eval_batches},
+                   {"early-stop", options.early_stop},
+                   {"spike", options.spike}};
+  identity.update(StagesIdentity(stages));
+  return identity;
 }
 
 Json RunEnvironment(const proto::PlanProto& plan, const Backend& backend) {

@@ -16,13 +16,15 @@
 #include "runtime/checkpoint/saver.h"
 #include "runtime/data/corpus.h"
 #include "runtime/executor.h"
+#include "runtime/train/stages.h"
 #include "runtime/train/train_state.h"
 #include "runtime/train/trainer.h"
 
 namespace mt {
 
-// What must be equal for a run to go on: plan, corpus, and every setting that its numbers depend on. A flat object.
-nlohmann::ordered_json RunIdentity(const proto::PlanProto& plan, const Manifest& manifest, const TrainOptions& options);
+// What must be equal for a run to go on: plans, corpus, and every setting that its numbers depend on. A flat object.
+nlohmann::ordered_json RunIdentity(absl::Span<const RunStage> stages, const Manifest& manifest,
+                                   const TrainOptions& options);
 // What may make a run's bits differ on another machine: versions and devices.
 nlohmann::ordered_json RunEnvironment(const proto::PlanProto& plan, const Backend& backend);
 // "lr is 0.001 there, 0.002 here" for each member that differs.

@@ -42,6 +42,8 @@ Json StepJson(const StepMetrics& m, const StepContext& context) {
     json["loss_scale"] = *m.loss_scale;
     json["skipped"] = m.skipped;
   }
+  json["seq"] = m.sequence;
+  if (!context.plan.empty()) json["plan"] = context.plan;
   return json;
 }
 
@@ -136,12 +138,14 @@ absl::Status RunLog::Step(const StepMetrics& metrics, const StepContext& context
   return Append(StepJson(metrics, context));
 }
 
-absl::Status RunLog::Eval(int64_t step, const EvalMetrics& eval) {
+absl::Status RunLog::Eval(int64_t step, const EvalMetrics& eval, const StepContext& context) {
   Break();
   std::printf("step %lld | %s %s\n", static_cast<long long>(step), eval.split.c_str(), LossText(eval).c_str());
   std::fflush(stdout);
   RETURN_IF_ERROR(FinalEval(step, eval));
-  return Append({{"step", step}, {"split", eval.split}, {"eval_loss", eval.loss}});
+  Json json = {{"step", step}, {"split", eval.split}, {"eval_loss", eval.loss}, {"seq", eval.sequence}};
+  if (!context.plan.empty()) json["plan"] = context.plan;
+  return Append(json);
 }
 
 absl::Status RunLog::FinalEval(int64_t step, const EvalMetrics& eval) {

@@ -24,6 +24,7 @@ struct StepContext {
   int64_t steps = 0;        // That the run will take; 0: not known.
   double max_seconds = -1;  // That it may take; negative: as long as it likes.
   int64_t arena_bytes = 0;
+  std::string plan;            // Of a run that goes through several.
   double seconds_at_peak = 0;  // What a step's FLOPs, without recomputed ones, take at the device's peak; 0: not known.
 };
 
@@ -42,7 +43,7 @@ class RunLog {
 
   // Written through. Errors: DataLoss.
   absl::Status Step(const StepMetrics& metrics, const StepContext& context);
-  absl::Status Eval(int64_t step, const EvalMetrics& eval);
+  absl::Status Eval(int64_t step, const EvalMetrics& eval, const StepContext& context);
   // Of the run's end, which the box shows.
   absl::Status FinalEval(int64_t step, const EvalMetrics& eval);
   // Ends the line that a terminal shows, for another text.

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <iterator>
+#include <limits>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -170,6 +171,10 @@ absl::Status CheckVocabulary(const proto::PlanProto& plan, const std::string& pl
                              const std::string& data_folder) {
   const auto vocab = plan.facts().find("vocab_size");
   if (vocab == plan.facts().end() || vocab->second == manifest.vocab_size) return absl::OkStatus();
+  const auto fact_of = [&](const char* name) {
+    const auto at = plan.facts().find(name);
+    return at == plan.facts().end() ? 0 : at->second;
+  };
   const auto note = [&](const char* name) {
     const auto at = plan.notes().find(name);
     return at == plan.notes().end() ? std::string() : at->second;
@@ -187,7 +192,7 @@ absl::Status CheckVocabulary(const proto::PlanProto& plan, const std::string& pl
       fact, "; compile it for the corpus: mtc compile ", ShellQuote(spec), " --data ", ShellQuote(data_folder),
       sets.empty() ? "" : absl::StrCat(" --set ", ShellQuote(sets)),
       note("optimizer").empty() ? "" : absl::StrCat(" --optimizer ", ShellQuote(note("optimizer"))), " --batch ",
-      plan.facts().at("batch"), " --seq ", plan.facts().at("sequence"),
+      fact_of("batch"), " --seq ", fact_of("sequence"),
       " --passes=", ShellQuote(plan.passes().empty() ? "none" : plan.passes()), " -o ", ShellQuote(plan_path)));
 }
 
@@ -221,7 +226,7 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(Executor& executor, std
   for (const bool training : {true, false}) {
     const Program* program = training ? trainer->train_ : trainer->eval_;
     if (program == nullptr) continue;
-    for (const char* name : {"tokens", "labels"}) {
+    for (const char* name : {"tokens", "labels", "order"}) {
       const BoundTensor* input = program->FindInput(name);
       if (input != nullptr && input->type.num_elements() != trainer->micro_batch() * trainer->sequence_) {
         return absl::InvalidArgumentError(absl::StrCat("input ", name, " is ", input->type.ToString(),
@@ -265,10 +270,13 @@ absl::StatusOr<StageShape> ShapeOf(const proto::PlanProto& plan) {
 }
 
 int64_t TokensOfSteps(int64_t steps, absl::Span<const StageShape> stages) {
+  constexpr int64_t kMost = std::numeric_limits<int64_t>::max();
   int64_t tokens = 0;
   for (size_t i = 0; i < stages.size() && steps > 0; ++i) {
     const int64_t here = i + 1 < stages.size() ? std::min(steps, stages[i].steps) : steps;
-    tokens += here * stages[i].batch * stages[i].sequence;
+    const int64_t of_step = stages[i].batch * stages[i].sequence;
+    if (here > (kMost - tokens) / of_step) return kMost;
+    tokens += here * of_step;
     steps -= here;
   }
   return tokens;
@@ -278,12 +286,11 @@ int64_t PlannedSteps(const TrainOptions& options, absl::Span<const StageShape> s
   std::optional<int64_t> steps = options.steps;
   // of_stage(stage, tokens): the steps that this stage has after so many tokens, were it the last one.
   const auto limit = [&](const auto& of_stage) {
-    int64_t before = 0, tokens = 0;
+    int64_t before = 0;
     for (size_t i = 0; i < stages.size(); ++i) {
-      const int64_t wanted = std::max<int64_t>(0, of_stage(stages[i], tokens));
+      const int64_t wanted = std::max<int64_t>(0, of_stage(stages[i], TokensOfSteps(before, stages)));
       if (i + 1 < stages.size() && wanted > stages[i].steps) {
         before += stages[i].steps;
-        tokens += stages[i].steps * stages[i].batch * stages[i].sequence;
         continue;
       }
       steps = steps ? std::min(*steps, before + wanted) : before + wanted;
@@ -532,6 +539,7 @@ absl::StatusOr<EvalMetrics> Trainer::Evaluate(const std::string& split, int64_t 
   ASSIGN_OR_RETURN(const CorpusReader* reader, Reader(split));
   EvalMetrics metrics;
   metrics.split = split;
+  metrics.sequence = sequence_;
   if (reader == nullptr) return metrics;
   int64_t batches = reader->num_eval_batches(micro_batch(), sequence_);
   if (max_batches > 0) batches = std::min(batches, max_batches);
@@ -562,7 +570,7 @@ std::vector<std::string> TrainWarnings(const TrainOptions& options, int64_t step
                                     " sequences: a step sees some of them more than once"));
   }
   if (options.schedule == LrShape::kPlateau && options.eval_every == 0) {
-    warnings.push_back("schedule plateau without --eval-every: the learning rate never falls");
+    warnings.push_back("lr-schedule plateau without --eval-every: the learning rate never falls");
   }
   if (options.early_stop > 0 && options.eval_every == 0) {
     warnings.push_back("early-stop without --eval-every: nothing is evaluated that could stop the run");

@@ -108,7 +108,7 @@ absl::StatusOr<StageShape> ShapeOf(const proto::PlanProto& plan);
 // Steps that `options` asks for over these stages, with so many tokens in an epoch; 0 where only the time is limited.
 // REQUIRES: at least one stage.
 int64_t PlannedSteps(const TrainOptions& options, absl::Span<const StageShape> stages, int64_t epoch_tokens);
-// Tokens of the first steps of a run.
+// Tokens of the first steps of a run, as far as they can be counted.
 int64_t TokensOfSteps(int64_t steps, absl::Span<const StageShape> stages);
 
 struct StepMetrics {
@@ -126,6 +126,7 @@ struct EvalMetrics {
   std::string split;
   double loss = 0;  // Nats a token.
   int64_t tokens = 0;
+  int64_t sequence = 0;  // Tokens of each of its sequences.
 };
 
 // What happens while training; each may be empty.
