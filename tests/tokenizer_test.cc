@@ -516,6 +516,48 @@ TEST(TokenizerFiles, SurviveFlippedBits) {
        [&](const std::string& bad) { return ParseGpt2Files(bad, merges); });
 }
 
+TEST(PreTokenizer, Gpt2sPatternIsTheSameWithAndWithoutPcre) {
+  ASSERT_OK_AND_ASSIGN(const auto own, PreTokenizer::Create({{kGpt2Pattern}}));
+  ASSERT_OK_AND_ASSIGN(const auto pcre, PreTokenizer::Create({{absl::StrCat("(?:", kGpt2Pattern, ")")}}));
+  const auto words = [](const PreTokenizer& splitter, absl::string_view text) {
+    std::vector<std::string> out;
+    splitter.Split(text, [&](absl::string_view word) { out.emplace_back(word); });
+    return out;
+  };
+  std::mt19937 random(8);
+  const char* parts[] = {" ",      "  ",     "\n",         "\t", "'",       "'s",  "'ll",    "'L",     "a",
+                         "Zz",     "ż",      "9",          "½",  "!",       "...", "😀",      "\u00a0", "\u2028",
+                         "\u3000", "\u1c89", "\U0001e5f1", "한", "e\u0301", "_",   "\u180e", "\x1c",   "\u0085"};
+  for (int i = 0; i < 3000; ++i) {
+    std::string text;
+    for (uint32_t n = random() % 30; n > 0; --n) text += parts[random() % std::size(parts)];
+    if (i % 3 == 0) {
+      const uint32_t c = random() % 0x30000;
+      if (c >= 0x80 && (c < 0xD800 || c > 0xDFFF)) AppendUtf8(static_cast<int32_t>(c), &text);
+      text += "x";
+    }
+    ASSERT_EQ(words(*own, text), words(*pcre, text)) << text;
+  }
+}
+
+TEST(PreTokenizer, ClassesAreThoseOfUnicode16) {
+  // Garay (16.0): a capital letter, a digit, a mark; an ideograph of 15.1.
+  const std::string text = "a\U00010d50\U00010d40\U00010d69\U0002ebf0b";
+  const auto words = [&](const char* pattern) {
+    const auto splitter = PreTokenizer::Create({{pattern}});
+    EXPECT_OK(splitter);
+    std::vector<std::string> out;
+    (*splitter)->Split(text, [&](absl::string_view word) { out.emplace_back(word); });
+    return out;
+  };
+  EXPECT_THAT(words(kGpt2Pattern), ElementsAre("a\U00010d50", "\U00010d40", "\U00010d69", "\U0002ebf0b"));
+  EXPECT_THAT(words("[^\\s\\p{L}\\p{N}]"), ElementsAre("a\U00010d50\U00010d40", "\U00010d69", "\U0002ebf0b"));
+  EXPECT_THAT(words("\\p{Lu}"), ElementsAre("a", "\U00010d50", "\U00010d40\U00010d69\U0002ebf0b"));
+  EXPECT_THAT(words("\\P{L}+"), ElementsAre("a\U00010d50", "\U00010d40\U00010d69", "\U0002ebf0b"));
+  EXPECT_THAT(words("\\d|\\W"), ElementsAre("a\U00010d50", "\U00010d40", "\U00010d69\U0002ebf0b"));
+  EXPECT_THAT(words("\\w+"), ElementsAre(text));
+}
+
 TEST(PreTokenizer, RefusesWhatOnigurumaReadsDifferently) {
   for (const char* pattern : {"[a&&b]", "[a[b]]", "\\h", "(?m:.)", "(?R)", "\\1", "a{2}+", "[\\S]", "\\", "[a", "(",
                               "\\pL", "(*FAIL)", "\\K", "\\u12", "[]"}) {

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdlib>
+#include <cstring>
 #include <limits>
 #include <queue>
 #include <string>
@@ -24,9 +25,8 @@ namespace mt {
 namespace {
 
 constexpr size_t kMaxTrainingWordBytes = 1024;
-constexpr size_t kMaxTrainingWords = 3 << 20;  // Distinct ones; beyond it the rarest are forgotten.
-constexpr size_t kMaxCachedWordBytes = 64;
-constexpr size_t kMaxCachedWords = 1 << 17;
+constexpr size_t kMaxTrainingWords = 3 << 20;      // Distinct ones; beyond it the rarest are forgotten.
+constexpr size_t kMaxShortWordBytes = 64;          // Longer ones are merged with a heap.
 constexpr size_t kMaxWordBytes = size_t{1} << 28;  // Longer ones are cut, so that positions fit 32 bits.
 constexpr int32_t kUnderscore = 0x2581;            // SentencePiece's space.
 constexpr char kReplacement[] = "\xEF\xBF\xBD";    // U+FFFD.
@@ -101,6 +101,82 @@ absl::string_view Nfc(absl::string_view text, std::string* storage) {
   return *storage;
 }
 
+// What a pair of neighbours becomes.
+struct Merge {
+  int32_t rank = kNoToken;  // kNoToken: nothing.
+  int32_t id = 0;
+};
+
+// The rules by their pairs: open addressing, at most half full.
+class PairTable {
+ public:
+  void Reserve(size_t rules) {
+    size_t size = 16;
+    shift_ = 60;
+    for (; size < 2 * rules; size *= 2) --shift_;
+    slots_.assign(size, {kEmpty, {}});
+  }
+  // Of two rules for one pair the first one stays.
+  void Add(int32_t left, int32_t right, Merge merge) {
+    Slot& slot = slots_[Find(Pair(left, right))];
+    if (slot.pair == kEmpty) slot = {Pair(left, right), merge};
+  }
+  Merge At(int32_t left, int32_t right) const { return slots_[Find(Pair(left, right))].merge; }
+
+ private:
+  struct Slot {
+    uint64_t pair;
+    Merge merge;
+  };
+  static constexpr uint64_t kEmpty = ~uint64_t{0};
+  size_t Find(uint64_t pair) const {
+    size_t i = (pair * 0x9E3779B97F4A7C15u) >> shift_;
+    while (slots_[i].pair != pair && slots_[i].pair != kEmpty) i = (i + 1) & (slots_.size() - 1);
+    return i;
+  }
+
+  int shift_ = 60;
+  std::vector<Slot> slots_ = std::vector<Slot>(16, Slot{kEmpty, {}});
+};
+
+// The ids of words met before, one word a cache line: what hashes to the same line replaces it.
+class WordCache {
+ public:
+  static constexpr size_t kMaxWordBytes = 24;
+  static constexpr size_t kMaxIds = 9;
+
+  struct alignas(64) Line {
+    std::array<uint64_t, 3> word = {};  // Zeros after its end.
+    uint8_t size = 0;                   // 0: no word.
+    uint8_t count = 0;
+    std::array<int32_t, kMaxIds> ids;
+  };
+  static_assert(sizeof(Line) == 64);
+
+  // The line that the word belongs into; *found: it is there. Else line->word and line->size are set, and the caller
+  // sets count and ids (or size = 0). REQUIRES: 1 <= word.size() <= kMaxWordBytes.
+  Line* Find(absl::string_view word, bool* found) {
+    if (lines_.empty()) lines_.resize(size_t{1} << kBits);
+    std::array<uint64_t, 3> key = {};
+    std::memcpy(key.data(), word.data(), word.size());
+    uint64_t hash = (key[0] ^ word.size()) * 0x9E3779B97F4A7C15u;
+    hash = (hash ^ hash >> 32 ^ key[1]) * 0xBF58476D1CE4E5B9u;
+    hash = (hash ^ hash >> 32 ^ key[2]) * 0x94D049BB133111EBu;
+    Line& line = lines_[hash >> (64 - kBits)];
+    *found =
+        ((line.word[0] ^ key[0]) | (line.word[1] ^ key[1]) | (line.word[2] ^ key[2])) == 0 && line.size == word.size();
+    if (!*found) {
+      line.word = key;
+      line.size = static_cast<uint8_t>(word.size());
+    }
+    return &line;
+  }
+
+ private:
+  static constexpr int kBits = 16;
+  std::vector<Line> lines_;
+};
+
 class BpeTokenizer : public Tokenizer {
  public:
   BpeTokenizer(BpeModel model, std::unique_ptr<PreTokenizer> pre_tokenizer)
@@ -145,16 +221,21 @@ class BpeTokenizer : public Tokenizer {
     }
     cut_at_spaces_ = characters_;
     absl::flat_hash_map<int32_t, int32_t> ranks;  // Of results.
-    by_pair_.reserve(model_.rules.size());
+    by_pair_.Reserve(model_.rules.size());
     for (size_t i = 0; i < model_.rules.size(); ++i) {
       const BpeModel::Rule& rule = model_.rules[i];
       int32_t rank = static_cast<int32_t>(i);
       if (model_.rank_by_result) rank = ranks.insert({rule.id, rank}).first->second;
-      by_pair_.insert({Pair(rule.left, rule.right), {rank, rule.id}});
+      by_pair_.Add(rule.left, rule.right, {rank, rule.id});
       const std::string& text = model_.tokens[static_cast<size_t>(rule.id)].text;
       for (size_t at = 1; cut_at_spaces_ && at < text.size(); ++at) {
         if (text[at] == ' ' && text[at - 1] != ' ') cut_at_spaces_ = false;  // A merge may cross such a place.
       }
+    }
+    if (characters_) return;
+    by_bytes_.resize(1 << 16);
+    for (size_t pair = 0; pair < by_bytes_.size(); ++pair) {
+      by_bytes_[pair] = by_pair_.At(byte_ids_[pair >> 8], byte_ids_[pair & 0xFF]);
     }
   }
 
@@ -177,10 +258,6 @@ class BpeTokenizer : public Tokenizer {
   std::string Serialize() const override { return model_.source.empty() ? WriteTokenizerJson(model_) : model_.source; }
 
  private:
-  struct Merge {
-    int32_t rank;
-    int32_t id;
-  };
   struct Symbol {
     int32_t id;  // -1: merged into the one before it.
     int32_t previous;
@@ -196,15 +273,17 @@ class BpeTokenizer : public Tokenizer {
       return rank != other.rank ? rank > other.rank : position > other.position;
     }
   };
-  struct Cached {
-    uint32_t first;
-    uint32_t count;
-  };
-
   void EncodeSegment(absl::string_view text, bool prefix, std::vector<int32_t>* ids) const;
   void EncodeCharacters(absl::string_view text, bool prefix, std::vector<int32_t>* ids) const;
   void EncodeWord(absl::string_view word, std::vector<int32_t>* ids) const;
   void MergeWord(absl::string_view word, std::vector<int32_t>* ids) const;
+  void MergeShortWord(absl::string_view word, std::vector<int32_t>* ids) const;
+  void AppendUnknown(absl::string_view character, bool first, std::vector<int32_t>* ids) const;
+  int32_t CharacterId(int32_t code_point) const {
+    if (static_cast<size_t>(code_point) < low_ids_.size()) return low_ids_[static_cast<size_t>(code_point)];
+    const auto found = character_ids_.find(code_point);
+    return found == character_ids_.end() ? kNoToken : found->second;
+  }
 
   const BpeModel model_;
   const std::unique_ptr<PreTokenizer> pre_tokenizer_;
@@ -215,12 +294,13 @@ class BpeTokenizer : public Tokenizer {
   std::array<int32_t, 0x800> low_ids_;  // character_ids_ of two bytes or fewer.
   absl::flat_hash_map<int32_t, int32_t> character_ids_;
   absl::flat_hash_map<std::string, int32_t> whole_words_;
-  absl::flat_hash_map<uint64_t, Merge> by_pair_;
+  PairTable by_pair_;
+  std::vector<Merge> by_bytes_;  // Bytes: of two of them, by 256 * first + second.
   Literals literals_, normalized_literals_;
 
-  mutable absl::flat_hash_map<std::string, Cached> cache_;
-  mutable std::vector<int32_t> cached_ids_;
-  mutable std::vector<Symbol> symbols_;  // Of MergeWord.
+  mutable WordCache cache_;
+  mutable std::vector<int32_t> word_ids_;  // Of EncodeWord.
+  mutable std::vector<Symbol> symbols_;    // Of MergeWord.
   mutable std::vector<Candidate> heap_;
 };
 
@@ -322,60 +402,112 @@ void BpeTokenizer::EncodeWord(absl::string_view word, std::vector<int32_t>* ids)
     ids->push_back(byte_ids_[static_cast<uint8_t>(word[0])]);
     return;
   }
-  if (word.size() > kMaxCachedWordBytes) {
-    if (const auto whole = whole_words_.find(word); whole != whole_words_.end()) {
-      ids->push_back(whole->second);
-      return;
+  const auto append = [&](const int32_t* first, size_t count) {
+    if (unknown_ >= 0 && *first == unknown_ && !ids->empty() && ids->back() == unknown_) {  // A run is one.
+      ++first;
+      --count;
     }
+    ids->insert(ids->end(), first, first + count);
+  };
+  WordCache::Line* line = nullptr;
+  if (word.size() <= WordCache::kMaxWordBytes) {
+    bool found = false;
+    line = cache_.Find(word, &found);
+    if (found) return append(line->ids.data(), line->count);
+  }
+  word_ids_.clear();
+  if (const auto whole = whole_words_.find(word); whole != whole_words_.end()) {
+    word_ids_.push_back(whole->second);
+  } else if (word.size() <= kMaxShortWordBytes) {
+    MergeShortWord(word, &word_ids_);
+  } else {
     while (word.size() > kMaxWordBytes) {
       size_t cut = kMaxWordBytes;
       while ((static_cast<uint8_t>(word[cut]) & 0xC0) == 0x80) --cut;
-      MergeWord(word.substr(0, cut), ids);
+      MergeWord(word.substr(0, cut), &word_ids_);
       word.remove_prefix(cut);
     }
-    MergeWord(word, ids);
+    MergeWord(word, &word_ids_);
+  }
+  if (line != nullptr) {
+    if (word_ids_.size() <= WordCache::kMaxIds) {
+      line->count = static_cast<uint8_t>(word_ids_.size());
+      std::copy(word_ids_.begin(), word_ids_.end(), line->ids.begin());
+    } else {
+      line->size = 0;
+    }
+  }
+  append(word_ids_.data(), word_ids_.size());
+}
+
+// A character that is no token. `first`: nothing of the word is in `ids` yet.
+void BpeTokenizer::AppendUnknown(absl::string_view character, bool first, std::vector<int32_t>* ids) const {
+  if (unknown_ >= 0) {
+    if (first || ids->back() != unknown_) ids->push_back(unknown_);
     return;
   }
-  auto found = cache_.find(word);
-  if (found == cache_.end()) {
-    if (cache_.size() == kMaxCachedWords) {
-      cache_.clear();
-      cached_ids_.clear();
+  if (character == " ") character = "\xE2\x96\x81";
+  for (const char c : character) ids->push_back(byte_ids_[static_cast<uint8_t>(c)]);
+}
+
+// As MergeWord, in O(n^2) without a heap.
+void BpeTokenizer::MergeShortWord(absl::string_view word, std::vector<int32_t>* ids) const {
+  std::array<int32_t, kMaxShortWordBytes> symbols;
+  std::array<uint8_t, kMaxShortWordBytes + 1> begin;  // Characters: of the symbol, in the word.
+  std::array<Merge, kMaxShortWordBytes> merges;       // Of a symbol and its successor.
+  size_t n = 0;
+  if (!characters_) {
+    n = word.size();
+    uint8_t left = static_cast<uint8_t>(word[0]);
+    symbols[0] = byte_ids_[left];
+    for (size_t i = 1; i < n; ++i) {
+      const uint8_t right = static_cast<uint8_t>(word[i]);
+      symbols[i] = byte_ids_[right];
+      merges[i - 1] = by_bytes_[static_cast<size_t>(left) << 8 | right];
+      left = right;
     }
-    const uint32_t first = static_cast<uint32_t>(cached_ids_.size());
-    if (const auto whole = whole_words_.find(word); whole != whole_words_.end()) {
-      cached_ids_.push_back(whole->second);
-    } else {
-      MergeWord(word, &cached_ids_);
+  } else {
+    for (size_t i = 0; i < word.size(); ++n) {
+      const Utf8Char c = DecodeUtf8(word.substr(i));
+      symbols[n] = CharacterId(c.code_point);
+      begin[n] = static_cast<uint8_t>(i);
+      i += static_cast<size_t>(c.size_bytes);
     }
-    found = cache_.insert({std::string(word), {first, static_cast<uint32_t>(cached_ids_.size()) - first}}).first;
+    begin[n] = static_cast<uint8_t>(word.size());
+    for (size_t i = 0; i + 1 < n; ++i) merges[i] = by_pair_.At(symbols[i], symbols[i + 1]);
   }
-  const int32_t* first = cached_ids_.data() + found->second.first;
-  const int32_t* last = first + found->second.count;
-  if (unknown_ >= 0 && *first == unknown_ && !ids->empty() && ids->back() == unknown_) ++first;  // A run is one.
-  ids->insert(ids->end(), first, last);
+  while (n > 1) {
+    size_t best = 0;
+    for (size_t i = 1; i + 1 < n; ++i) {
+      if (merges[i].rank < merges[best].rank) best = i;
+    }
+    if (merges[best].rank == kNoToken) break;
+    symbols[best] = merges[best].id;
+    --n;
+    std::copy(symbols.begin() + best + 2, symbols.begin() + n + 1, symbols.begin() + best + 1);
+    if (best + 1 < n) std::copy(merges.begin() + best + 2, merges.begin() + n, merges.begin() + best + 1);
+    if (characters_) std::copy(begin.begin() + best + 2, begin.begin() + n + 2, begin.begin() + best + 1);
+    if (best > 0) merges[best - 1] = by_pair_.At(symbols[best - 1], symbols[best]);
+    if (best + 1 < n) merges[best] = by_pair_.At(symbols[best], symbols[best + 1]);
+  }
+  const size_t start = ids->size();
+  for (size_t i = 0; i < n; ++i) {
+    if (symbols[i] != kNoToken) {
+      ids->push_back(symbols[i]);
+    } else {
+      AppendUnknown(word.substr(begin[i], static_cast<size_t>(begin[i + 1]) - begin[i]), ids->size() == start, ids);
+    }
+  }
 }
 
 // The rule of the lowest rank first, the leftmost of equals: O(n log n) for a word of n symbols.
 void BpeTokenizer::MergeWord(absl::string_view word, std::vector<int32_t>* ids) const {
   symbols_.clear();
-  const auto add = [this](int32_t id, size_t begin) {
-    const int32_t i = static_cast<int32_t>(symbols_.size());
-    symbols_.push_back({id, i - 1, i + 1, static_cast<int32_t>(begin)});
-  };
   for (size_t i = 0; i < word.size();) {
-    if (!characters_) {
-      add(byte_ids_[static_cast<uint8_t>(word[i])], i);
-      ++i;
-      continue;
-    }
-    const Utf8Char c = DecodeUtf8(word.substr(i));
-    if (c.code_point < static_cast<int32_t>(low_ids_.size())) {
-      add(low_ids_[static_cast<size_t>(c.code_point)], i);
-    } else {
-      const auto found = character_ids_.find(c.code_point);
-      add(found == character_ids_.end() ? kNoToken : found->second, i);
-    }
+    const int32_t n = static_cast<int32_t>(symbols_.size());
+    const Utf8Char c = characters_ ? DecodeUtf8(word.substr(i)) : Utf8Char{0, 1, false};
+    const int32_t id = characters_ ? CharacterId(c.code_point) : byte_ids_[static_cast<uint8_t>(word[i])];
+    symbols_.push_back({id, n - 1, n + 1, static_cast<int32_t>(i)});
     i += static_cast<size_t>(c.size_bytes);
   }
   symbols_.back().next = -1;
@@ -386,9 +518,9 @@ void BpeTokenizer::MergeWord(absl::string_view word, std::vector<int32_t>* ids) 
     if (i < 0 || at(i).next < 0) return;
     const int32_t left = at(i).id;
     const int32_t right = at(at(i).next).id;
-    const auto found = by_pair_.find(Pair(left, right));
-    if (found == by_pair_.end()) return;
-    heap.push_back({found->second.rank, i, left, right});
+    const Merge merge = by_pair_.At(left, right);
+    if (merge.rank == kNoToken) return;
+    heap.push_back({merge.rank, i, left, right});
     std::push_heap(heap.begin(), heap.end());
   };
   for (int32_t i = 0; i < static_cast<int32_t>(symbols_.size()); ++i) consider(i);
@@ -400,7 +532,7 @@ void BpeTokenizer::MergeWord(absl::string_view word, std::vector<int32_t>* ids) 
     if (left.id != top.left || left.next < 0) continue;  // Merged away meanwhile.
     Symbol& right = at(left.next);
     if (right.id != top.right) continue;
-    left.id = by_pair_.find(Pair(top.left, top.right))->second.id;
+    left.id = by_pair_.At(top.left, top.right).id;
     right.id = -1;
     left.next = right.next;
     if (left.next >= 0) at(left.next).previous = top.position;
@@ -414,15 +546,9 @@ void BpeTokenizer::MergeWord(absl::string_view word, std::vector<int32_t>* ids) 
       ids->push_back(symbol.id);
       continue;
     }
-    // A character that is no token.
     const size_t begin = static_cast<size_t>(symbol.begin);
     const size_t end = symbol.next < 0 ? word.size() : static_cast<size_t>(at(symbol.next).begin);
-    absl::string_view bytes = word.substr(begin, end - begin);
-    if (bytes == " ") bytes = "\xE2\x96\x81";
-    for (const char c : bytes) {
-      if (unknown_ < 0) ids->push_back(byte_ids_[static_cast<uint8_t>(c)]);
-    }
-    if (unknown_ >= 0 && (ids->size() == start || ids->back() != unknown_)) ids->push_back(unknown_);
+    AppendUnknown(word.substr(begin, end - begin), ids->size() == start, ids);
   }
 }
 

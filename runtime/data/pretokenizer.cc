@@ -3,12 +3,14 @@
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>
 
+#include <array>
 #include <utility>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "ir/base/check.h"
 #include "ir/base/status_macros.h"
+#include "runtime/data/utf8.h"
 
 namespace mt {
 
@@ -33,9 +35,64 @@ constexpr size_t kMaxJitStackBytes = 8 << 20;
 // Unicode's White_Space and Oniguruma's word characters, as members of a class.
 constexpr char kSpaces[] = "\\x09-\\x0d\\x{85}\\p{Z}";
 constexpr char kWords[] = "\\p{L}\\p{M}\\p{Nd}\\p{Pc}";
+constexpr const char* kWordCategories[] = {"L", "M", "Nd", "Pc"};
+
+// What Unicode 15.0, 15.1 and 16.0 have added to Unicode 14, which PCRE2 10.42 knows, by general category.
+// Source: https://www.unicode.org/Public/16.0.0/ucd/DerivedAge.txt and extracted/DerivedGeneralCategory.txt.
+struct Additions {
+  const char* category;
+  const char* members;  // Of a class.
+};
+constexpr Additions kAdditions[] = {
+    {"Cf", "\\x{13439}-\\x{1343F}"},
+    {"Ll", "\\x{1C8A}\\x{A7CD}\\x{A7DB}\\x{10D70}-\\x{10D85}\\x{1DF25}-\\x{1DF2A}"},
+    {"Lm", "\\x{10D4E}\\x{10D6F}\\x{16D40}-\\x{16D42}\\x{16D6B}-\\x{16D6C}\\x{1E030}-\\x{1E06D}\\x{1E4EB}"},
+    {"Lo",
+     "\\x{105C0}-\\x{105F3}\\x{10D4A}-\\x{10D4D}\\x{10D4F}\\x{10EC2}-\\x{10EC4}\\x{1123F}-\\x{11240}"
+     "\\x{11380}-\\x{11389}\\x{1138B}\\x{1138E}\\x{11390}-\\x{113B5}\\x{113B7}\\x{113D1}\\x{113D3}"
+     "\\x{11BC0}-\\x{11BE0}\\x{11F02}\\x{11F04}-\\x{11F10}\\x{11F12}-\\x{11F33}\\x{1342F}"
+     "\\x{13441}-\\x{13446}\\x{13460}-\\x{143FA}\\x{16100}-\\x{1611D}\\x{16D43}-\\x{16D6A}\\x{18CFF}"
+     "\\x{1B132}\\x{1B155}\\x{1E4D0}-\\x{1E4EA}\\x{1E5D0}-\\x{1E5ED}\\x{1E5F0}\\x{2B739}"
+     "\\x{2EBF0}-\\x{2EE5D}\\x{31350}-\\x{323AF}"},
+    {"Lu", "\\x{1C89}\\x{A7CB}-\\x{A7CC}\\x{A7DA}\\x{A7DC}\\x{10D50}-\\x{10D65}"},
+    {"Mc",
+     "\\x{CF3}\\x{113B8}-\\x{113BA}\\x{113C2}\\x{113C5}\\x{113C7}-\\x{113CA}\\x{113CC}-\\x{113CD}"
+     "\\x{113CF}\\x{11F03}\\x{11F34}-\\x{11F35}\\x{11F3E}-\\x{11F3F}\\x{11F41}\\x{1612A}-\\x{1612C}"},
+    {"Mn",
+     "\\x{897}\\x{ECE}\\x{10D69}-\\x{10D6D}\\x{10EFC}-\\x{10EFF}\\x{11241}\\x{113BB}-\\x{113C0}"
+     "\\x{113CE}\\x{113D0}\\x{113D2}\\x{113E1}-\\x{113E2}\\x{11F00}-\\x{11F01}\\x{11F36}-\\x{11F3A}"
+     "\\x{11F40}\\x{11F42}\\x{11F5A}\\x{13440}\\x{13447}-\\x{13455}\\x{1611E}-\\x{16129}"
+     "\\x{1612D}-\\x{1612F}\\x{1E08F}\\x{1E4EC}-\\x{1E4EF}\\x{1E5EE}-\\x{1E5EF}"},
+    {"Nd",
+     "\\x{10D40}-\\x{10D49}\\x{116D0}-\\x{116E3}\\x{11BF0}-\\x{11BF9}\\x{11F50}-\\x{11F59}"
+     "\\x{16130}-\\x{16139}\\x{16D70}-\\x{16D79}\\x{1CCF0}-\\x{1CCF9}\\x{1E4F0}-\\x{1E4F9}"
+     "\\x{1E5F1}-\\x{1E5FA}"},
+    {"No", "\\x{1D2C0}-\\x{1D2D3}"},
+    {"Pd", "\\x{10D6E}"},
+    {"Po",
+     "\\x{1B4E}-\\x{1B4F}\\x{1B7F}\\x{113D4}-\\x{113D5}\\x{113D7}-\\x{113D8}\\x{11B00}-\\x{11B09}"
+     "\\x{11BE1}\\x{11F43}-\\x{11F4F}\\x{16D6D}-\\x{16D6F}\\x{1E5FF}"},
+    {"Sm", "\\x{10D8E}-\\x{10D8F}"},
+    {"So",
+     "\\x{2427}-\\x{2429}\\x{2FFC}-\\x{2FFF}\\x{31E4}-\\x{31E5}\\x{31EF}\\x{1CC00}-\\x{1CCEF}"
+     "\\x{1CD00}-\\x{1CEB3}\\x{1F6DC}\\x{1F774}-\\x{1F776}\\x{1F77B}-\\x{1F77F}\\x{1F7D9}"
+     "\\x{1F8B2}-\\x{1F8BB}\\x{1F8C0}-\\x{1F8C1}\\x{1FA75}-\\x{1FA77}\\x{1FA87}-\\x{1FA89}\\x{1FA8F}"
+     "\\x{1FAAD}-\\x{1FAAF}\\x{1FABB}-\\x{1FABF}\\x{1FAC6}\\x{1FACE}-\\x{1FACF}\\x{1FADA}-\\x{1FADC}"
+     "\\x{1FADF}\\x{1FAE8}-\\x{1FAE9}\\x{1FAF7}-\\x{1FAF8}\\x{1FBCB}-\\x{1FBEF}"},
+};
+
+// The additions to a category ("Lu") or a group of them ("L"); empty for what is neither.
+std::string AdditionsTo(absl::string_view category) {
+  std::string members;
+  for (const Additions& row : kAdditions) {
+    if (absl::string_view(row.category).substr(0, category.size()) == category) members += row.members;
+  }
+  return category.empty() ? "" : members;
+}
 
 // Oniguruma's syntax to PCRE2's: the same where both agree, spelled out where they do not, refused elsewhere.
-absl::StatusOr<std::string> Translate(absl::string_view pattern) {
+// `additions`: with the classes of Unicode 16.
+absl::StatusOr<std::string> Translate(absl::string_view pattern, bool additions) {
   const auto unsupported = [&](absl::string_view what) {
     return absl::FailedPreconditionError(absl::StrCat("the pattern ", pattern.substr(0, 80),
                                                       pattern.size() > 80 ? "..." : "", " has ", what,
@@ -48,11 +105,23 @@ absl::StatusOr<std::string> Translate(absl::string_view pattern) {
     const char next = i + 1 < pattern.size() ? pattern[i + 1] : '\0';
     if (c == '\\') {
       ++i;
-      if (next == 's' || next == 'w') {
-        const char* members = next == 's' ? kSpaces : kWords;
-        absl::StrAppend(&out, in_class ? "" : "[", members, in_class ? "" : "]");
-      } else if ((next == 'S' || next == 'W') && !in_class) {
-        absl::StrAppend(&out, "[^", next == 'S' ? kSpaces : kWords, "]");
+      // The body of \p{...}; \d is \p{Nd}.
+      absl::string_view category = next == 'd' ? "Nd" : "";
+      if ((next == 'p' || (next == 'P' && !in_class)) && pattern.substr(i + 1, 1) == "{") {
+        category = pattern.substr(i + 2, pattern.find('}', i) - i - 2);
+      }
+      const std::string added = additions ? AdditionsTo(category) : "";
+      if (next == 's' || next == 'w' || ((next == 'S' || next == 'W') && !in_class)) {
+        const bool spaces = next == 's' || next == 'S';
+        absl::StrAppend(&out, in_class ? "" : next == 's' || next == 'w' ? "[" : "[^", spaces ? kSpaces : kWords);
+        for (const char* word : kWordCategories) {
+          if (additions && !spaces) out += AdditionsTo(word);
+        }
+        if (!in_class) out += ']';
+      } else if (!added.empty()) {
+        const std::string members = absl::StrCat("\\p{", category, "}", added);
+        absl::StrAppend(&out, in_class ? "" : next == 'P' ? "[^" : "[", members, in_class ? "" : "]");
+        if (next != 'd') i = pattern.find('}', i);
       } else if (next == 'u' && i + 4 < pattern.size()) {
         const absl::string_view digits = pattern.substr(i + 1, 4);
         for (const char digit : digits) {
@@ -110,7 +179,7 @@ absl::StatusOr<std::string> Translate(absl::string_view pattern) {
 }  // namespace
 
 struct PreTokenizer::Compiled {
-  std::string expression;
+  std::string expression;  // Without what PCRE2's Unicode lacks.
   pcre2_code* code = nullptr;
   pcre2_match_data* match = nullptr;
   pcre2_match_context* context = nullptr;
@@ -123,6 +192,61 @@ struct PreTokenizer::Compiled {
     pcre2_match_data_free(match);
     pcre2_code_free(code);
   }
+};
+
+// What GPT-2's pattern asks of a character, as the classes in the pattern itself say; looked up once for each page of
+// 256 code points.
+class PreTokenizer::Classes {
+ public:
+  enum Class : uint8_t { kOther, kLetter, kNumber, kSpace };
+
+  static absl::StatusOr<std::unique_ptr<Classes>> Create() {
+    std::unique_ptr<Classes> classes(new Classes);
+    for (const char* pattern : {"\\p{L}", "\\p{N}", "\\s"}) {
+      ASSIGN_OR_RETURN(classes->members_.emplace_back(), PreTokenizer::Create({{pattern}}));
+    }
+    for (int32_t c = 0; c < 0x80; ++c) classes->ascii_[static_cast<size_t>(c)] = classes->Of(c);
+    return classes;
+  }
+
+  // Of the character at text[at], valid UTF-8; *size is its length.
+  Class At(absl::string_view text, size_t at, size_t* size) {
+    const uint8_t byte = static_cast<uint8_t>(text[at]);
+    if (byte < 0x80) {
+      *size = 1;
+      return ascii_[byte];
+    }
+    const Utf8Char c = DecodeUtf8(text.substr(at));
+    *size = static_cast<size_t>(c.size_bytes);
+    return Of(c.code_point);
+  }
+
+ private:
+  using Page = std::array<Class, 256>;
+
+  Class Of(int32_t code_point) {
+    std::unique_ptr<Page>& page = pages_[static_cast<size_t>(code_point) >> 8];
+    if (page == nullptr) page = MakePage(code_point & ~0xFF);
+    return (*page)[static_cast<size_t>(code_point & 0xFF)];
+  }
+  std::unique_ptr<Page> MakePage(int32_t first) const {
+    auto page = std::make_unique<Page>();
+    for (int32_t i = 0; i < 256; ++i) {
+      const int32_t c = first + i;
+      if (c >= 0xD800 && c < 0xE000) continue;
+      std::string text;
+      AppendUtf8(c, &text);
+      size_t begin = 0, end = 0;
+      for (const Class k : {kLetter, kNumber, kSpace}) {
+        if (members_[k - 1]->Match(0, text, 0, &begin, &end)) (*page)[static_cast<size_t>(i)] = k;
+      }
+    }
+    return page;
+  }
+
+  std::vector<std::unique_ptr<PreTokenizer>> members_;  // Of kLetter, kNumber and kSpace.
+  std::array<Class, 128> ascii_;
+  std::array<std::unique_ptr<Page>, 0x1100> pages_;
 };
 
 PreTokenizer::~PreTokenizer() = default;
@@ -138,12 +262,12 @@ absl::StatusOr<std::unique_ptr<PreTokenizer>> PreTokenizer::Create(std::vector<S
           absl::StrCat("a pattern has ", step.pattern.size(), " bytes, the limit is ", kMaxPatternBytes));
     }
     auto compiled = std::make_unique<Compiled>();
-    ASSIGN_OR_RETURN(compiled->expression, Translate(step.pattern));
+    ASSIGN_OR_RETURN(compiled->expression, Translate(step.pattern, /*additions=*/false));
+    ASSIGN_OR_RETURN(const std::string expression, Translate(step.pattern, /*additions=*/true));
     int error = 0;
     PCRE2_SIZE offset = 0;
-    compiled->code =
-        pcre2_compile(reinterpret_cast<PCRE2_SPTR>(compiled->expression.data()), compiled->expression.size(),
-                      PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE, &error, &offset, nullptr);
+    compiled->code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(expression.data()), expression.size(),
+                                   PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE, &error, &offset, nullptr);
     if (compiled->code == nullptr) {
       PCRE2_UCHAR message[128] = {};
       pcre2_get_error_message(error, message, sizeof message);
@@ -163,15 +287,49 @@ absl::StatusOr<std::unique_ptr<PreTokenizer>> PreTokenizer::Create(std::vector<S
     result->compiled_.push_back(std::move(compiled));
   }
   result->steps_ = std::move(steps);
+  if (result->steps_.size() == 1 && result->steps_[0].pattern == kGpt2Pattern) {
+    ASSIGN_OR_RETURN(result->gpt2_, Classes::Create());
+  }
   return result;
 }
 
 std::string PreTokenizer::Fingerprint() const {
-  std::string out;
+  std::string out = "unicode 16\n";
   for (size_t i = 0; i < compiled_.size(); ++i) {
     absl::StrAppend(&out, i == 0 ? "" : "\n", steps_[i].drop_gaps ? "!" : "", compiled_[i]->expression);
   }
   return out;
+}
+
+// The alternatives of kGpt2Pattern, in its order.
+size_t PreTokenizer::Gpt2Word(absl::string_view text, size_t at) const {
+  size_t size = 0;
+  // The end of the run of `wanted` from `from` on.
+  const auto run = [&](Classes::Class wanted, size_t from) {
+    while (from < text.size() && gpt2_->At(text, from, &size) == wanted) from += size;
+    return from;
+  };
+  if (text[at] == '\'') {
+    const absl::string_view rest = text.substr(at + 1);
+    for (const char* suffix : {"s", "t", "re", "ve", "m", "ll", "d"}) {
+      const absl::string_view wanted = suffix;
+      if (rest.substr(0, wanted.size()) == wanted) return at + 1 + wanted.size();
+    }
+  }
+  const Classes::Class first = gpt2_->At(text, at, &size);
+  if (first != Classes::kSpace) return run(first, at + size);
+  if (text[at] == ' ' && at + 1 < text.size()) {
+    const Classes::Class second = gpt2_->At(text, at + 1, &size);
+    if (second != Classes::kSpace) return run(second, at + 1 + size);
+  }
+  // White space; the last of several goes with what follows.
+  size_t end = at;
+  size_t last = at;
+  while (end < text.size() && gpt2_->At(text, end, &size) == Classes::kSpace) {
+    last = end;
+    end += size;
+  }
+  return end < text.size() && last > at ? last : end;
 }
 
 bool PreTokenizer::Match(size_t step, absl::string_view text, size_t at, size_t* first, size_t* last) const {

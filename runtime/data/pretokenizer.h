@@ -26,27 +26,36 @@ struct SplitStep {
 class PreTokenizer {
  public:
   // Untrusted patterns: at most 64 KiB each, 16 steps. \s is Unicode's White_Space and \w Letter, Mark, Nd and Pc, as
-  // in Oniguruma; classes come from PCRE2's Unicode tables (14 in 10.42). Matching is bounded: where a pattern needs
-  // more, the rest of the piece is one word. Errors: FailedPrecondition (syntax, or a construct that Oniguruma and
-  // PCRE2 read differently; names it).
+  // in Oniguruma; classes are those of Unicode 16. Matching is bounded: where a pattern needs more, the rest of the
+  // piece is one word. Errors: FailedPrecondition (syntax, or a construct that Oniguruma and PCRE2 read differently;
+  // names it).
   static absl::StatusOr<std::unique_ptr<PreTokenizer>> Create(std::vector<SplitStep> steps);
   ~PreTokenizer();
   PreTokenizer(const PreTokenizer&) = delete;
   PreTokenizer& operator=(const PreTokenizer&) = delete;
 
   const std::vector<SplitStep>& steps() const { return steps_; }
-  // What PCRE2 compiled, one expression after the other: equal fingerprints cut equally.
+  // The expressions, one after the other: equal fingerprints cut equally.
   std::string Fingerprint() const;
 
   // Calls word(bytes) for each word of `text`, in order. REQUIRES: valid UTF-8. One thread at a time.
   template <typename Word>
   void Split(absl::string_view text, const Word& word) const {
-    Run(0, text, word);
+    if (gpt2_ == nullptr) return Run(0, text, word);
+    for (size_t at = 0; at < text.size();) {
+      const size_t end = Gpt2Word(text, at);
+      word(text.substr(at, end - at));
+      at = end;
+    }
   }
 
  private:
   struct Compiled;
+  class Classes;
   PreTokenizer() = default;
+
+  // The end of the word of kGpt2Pattern at `at`.
+  size_t Gpt2Word(absl::string_view text, size_t at) const;
 
   // The next match of step `step` at or after *at; false: none is left. Sets [*first, *last), which is not empty.
   bool Match(size_t step, absl::string_view text, size_t at, size_t* first, size_t* last) const;
@@ -70,6 +79,7 @@ class PreTokenizer {
 
   std::vector<SplitStep> steps_;
   std::vector<std::unique_ptr<Compiled>> compiled_;
+  std::unique_ptr<Classes> gpt2_;  // Set where the only step is kGpt2Pattern, which is then matched without PCRE2.
 };
 
 }  // namespace mt
