@@ -22,6 +22,7 @@
 #include "runtime/data/hub.h"
 #include "runtime/data/prep.h"
 #include "runtime/data/safetensors.h"
+#include "runtime/data/sha.h"
 #include "runtime/data/token_file.h"
 #include "tests/test_util.h"
 
@@ -436,6 +437,116 @@ TEST_F(DownloadTest, HuggingFaceFoldersAndTokenizers) {
   EXPECT_THAT(PrepareCorpus(prep), StatusIs(absl::StatusCode::kNotFound,
                                             AllOf(HasSubstr("http://127.0.0.1:1/openai-community/gpt2/resolve/main"),
                                                   HasSubstr("cache/openai-community/gpt2/tokenizer.json"))));
+}
+
+TEST(Sha, KnownValues) {
+  const auto sha1 = [](absl::string_view text) {
+    Sha1 hash;
+    hash.Update(text);
+    return hash.Hex();
+  };
+  const auto sha256 = [](absl::string_view text) {
+    Sha256 hash;
+    hash.Update(text);
+    return hash.Hex();
+  };
+  // FIPS 180-2, appendices A and B.
+  const std::string two = "abcdbcdecdefdefgefghfghighijhijkijkljklmklmnlmnomnopnopq";
+  EXPECT_EQ(sha1("abc"), "a9993e364706816aba3e25717850c26c9cd0d89d");
+  EXPECT_EQ(sha1(two), "84983e441c3bd26ebaae4aa1f95129e5e54670f1");
+  EXPECT_EQ(sha256("abc"), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+  EXPECT_EQ(sha256(two), "248d6a61d20638b8e5c026930c3e6039a33ce45964ff2167f6ecedd419db06c1");
+  EXPECT_EQ(sha256(std::string(1'000'000, 'a')), "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0");
+  Sha256 parts;
+  for (size_t i = 0; i < two.size(); ++i) parts.Update(two.substr(i, 1));
+  EXPECT_EQ(parts.Hex(), sha256(two));
+}
+
+// As Hugging Face's server: large files are elsewhere and named by SHA-256, small ones by git.
+TEST_F(DownloadTest, HuggingFaceFilesAreKnownByTheirHashes) {
+  std::string config = "{\"model_type\": \"gpt2\"}";
+  std::string weights;
+  const auto make_weights = [&](char value) {
+    const auto writer = SafetensorsWriter::Create(Path("w"), {{"x", SafetensorsType::kF32, {1000}}}, {});
+    EXPECT_OK((*writer)->Append("x", std::string(4000, value)));
+    EXPECT_OK((*writer)->Finish());
+    weights = ReadFile(Path("w")).value();
+  };
+  make_weights('a');
+  auto trainer = NewTokenizerTrainer("bpe:300").value();
+  trainer->Add("ala ma kota ala ma kota");
+  const std::string tokenizer = (*trainer->Train())->Serialize();
+  const auto sha256 = [](const std::string& text) {
+    Sha256 hash;
+    hash.Update(text);
+    return hash.Hex();
+  };
+  const auto blob = [](const std::string& text) {
+    Sha1 hash;
+    hash.Update(absl::StrCat("blob ", text.size(), absl::string_view("\0", 1), text));
+    return hash.Hex();
+  };
+  int cuts = 0;
+  bool damaged = false;
+  std::vector<std::string> bodies;  // Sent whole.
+  Server cdn([&](const HttpRequest& request) {
+    std::string sent = weights;
+    if (damaged) sent[sent.size() / 2] = static_cast<char>(sent[sent.size() / 2] ^ 1);
+    const std::string out = Serve(sent, request, "an md5, perhaps");
+    if (cuts-- > 0) return out.substr(0, out.size() / 2);
+    bodies.push_back(request.path);
+    return out;
+  });
+  Server server([&](const HttpRequest& request) {
+    const std::string base = "/owner/model/resolve/main/";
+    const auto small = [&](const std::string& text) {
+      return Response(200, text, absl::StrCat("ETag: \"", blob(text), "\"\r\n"));
+    };
+    if (request.path == base + "config.json") return small(config);
+    if (request.path == base + "tokenizer.json") return small(tokenizer);
+    if (request.path == base + "model.safetensors") {
+      return Response(302, "",
+                      absl::StrCat("Location: ", cdn.url(), "/blob\r\nX-Linked-Size: ", weights.size(),
+                                   "\r\nX-Linked-Etag: \"", sha256(weights), "\"\r\nETag: \"x\"\r\n"));
+    }
+    return Response(404, "");
+  });
+  const auto get = [&] {
+    return GetHuggingFace(server.url(), "owner/model", Path("m"), HubFiles::kEverything, options_).status();
+  };
+  cuts = 3;
+  ASSERT_OK(get());
+  EXPECT_TRUE(ReadFile(Path("m/model.safetensors")).value() == weights);
+  const size_t before = bodies.size();
+  ASSERT_OK(get());  // All there: the second server is asked for headers alone.
+  const fs::file_time_type written = fs::last_write_time(Path("m/model.safetensors"));
+  EXPECT_LE(bodies.size(), before + 1);
+  // A file that was changed here, and one that was changed there.
+  ASSERT_OK(WriteFile(Path("m/tokenizer.json"), tokenizer + " "));
+  config = "{\"model_type\": \"llama\"}";
+  ASSERT_OK(get());
+  EXPECT_EQ(ReadFile(Path("m/tokenizer.json")).value(), tokenizer);
+  EXPECT_EQ(ReadFile(Path("m/config.json")).value(), config);
+  EXPECT_EQ(fs::last_write_time(Path("m/model.safetensors")), written);
+  // What comes is not what was named: a bit on the way. What was there stays.
+  const std::string old = weights;
+  make_weights('b');
+  damaged = true;
+  EXPECT_THAT(get(), StatusIs(absl::StatusCode::kFailedPrecondition,
+                              AllOf(HasSubstr("model.safetensors"), HasSubstr("has not the hash"),
+                                    HasSubstr(sha256(weights)))));
+  EXPECT_TRUE(ReadFile(Path("m/model.safetensors")).value() == old);
+  EXPECT_FALSE(fs::exists(Path("m/model.safetensors.part")));
+  fs::remove(Path("m/model.safetensors"));
+  EXPECT_THAT(get(), StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("has not the hash")));
+  EXPECT_FALSE(fs::exists(Path("m/model.safetensors")));
+  damaged = false;
+  ASSERT_OK(get());
+  EXPECT_TRUE(ReadFile(Path("m/model.safetensors")).value() == weights);
+  // Nobody answers: whether a file that is not here exists cannot be known.
+  options_.attempts = 1;
+  EXPECT_THAT(GetHuggingFace("http://127.0.0.1:1", "owner/model", Path("m"), HubFiles::kEverything, options_).status(),
+              StatusIs(absl::StatusCode::kUnavailable, HasSubstr("tokenizer_config.json")));
 }
 
 // The header of llm.c's files.

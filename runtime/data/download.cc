@@ -25,6 +25,7 @@
 #include "ir/base/check.h"
 #include "ir/base/file.h"
 #include "ir/base/status_macros.h"
+#include "runtime/data/sha.h"
 
 namespace mt {
 namespace {
@@ -43,13 +44,25 @@ struct Request {
   Headers headers;
   std::function<bool(absl::string_view)> body;
   bool stopped = false;
+  int responses = 0;         // Redirects, then the last one.
+  std::string content_name;  // As ContentName.
 };
 
+// The lower-case digits of `"..."` or `W/"..."`, where there are 40 or 64 of them.
+std::string HashOfTag(absl::string_view tag) {
+  absl::ConsumePrefix(&tag, "W/");
+  if (!absl::ConsumePrefix(&tag, "\"") || !absl::ConsumeSuffix(&tag, "\"")) return "";
+  const bool digits = std::all_of(tag.begin(), tag.end(), [](unsigned char c) { return absl::ascii_isxdigit(c); });
+  return digits && (tag.size() == 40 || tag.size() == 64) ? absl::AsciiStrToLower(tag) : "";
+}
+
 size_t OnHeader(char* data, size_t size, size_t count, void* user) {
-  Headers& headers = static_cast<Request*>(user)->headers;
+  Request& request = *static_cast<Request*>(user);
+  Headers& headers = request.headers;
   absl::string_view line = absl::StripAsciiWhitespace(absl::string_view(data, size * count));
   if (absl::StartsWith(line, "HTTP/")) {  // Of each response on the way.
     headers = {};
+    ++request.responses;
     const size_t space = line.find(' ');
     int status = 0;
     if (space != absl::string_view::npos && absl::SimpleAtoi(line.substr(space + 1, 3), &status))
@@ -60,7 +73,11 @@ size_t OnHeader(char* data, size_t size, size_t count, void* user) {
   if (colon == absl::string_view::npos) return size * count;
   const std::string key = absl::AsciiStrToLower(line.substr(0, colon));
   absl::string_view value = absl::StripAsciiWhitespace(line.substr(colon + 1));
-  if (key == "etag") headers.etag = std::string(value);
+  if (key == "etag") {
+    headers.etag = std::string(value);
+    if (request.responses == 1 && request.content_name.empty()) request.content_name = HashOfTag(value);
+  }
+  if (key == "x-linked-etag" && request.responses == 1) request.content_name = HashOfTag(value);
   if (key == "content-encoding") headers.encoding = absl::AsciiStrToLower(value);
   if (key == "content-length" && !absl::SimpleAtoi(value, &headers.length)) headers.length = -1;
   if (key == "content-range" && absl::ConsumePrefix(&value, "bytes ")) {
@@ -165,6 +182,25 @@ void Wait(const DownloadOptions& options, int64_t attempt) {
 
 }  // namespace
 
+absl::StatusOr<std::string> ContentName(const std::string& url, const DownloadOptions& options) {
+  absl::Status status;
+  for (int64_t attempt = 0; attempt < options.attempts; ++attempt) {
+    if (attempt > 0) Wait(options, attempt);
+    Request request{options, {}, [](absl::string_view) { return false; }};  // The headers are enough.
+    const CURLcode code = Perform(url, 0, "", &request);
+    const bool answered = code == CURLE_OK || request.stopped;
+    if (answered && (request.headers.status == 200 || request.headers.status == 206)) return request.content_name;
+    if (!Transient(url, code, request.headers, &status)) return status;
+  }
+  return status;
+}
+
+absl::StatusOr<bool> HasContents(const std::string& path, const std::string& name) {
+  if (name.empty()) return true;
+  ASSIGN_OR_RETURN(const std::string actual, name.size() == 64 ? FileSha256(path) : FileGitBlob(path));
+  return actual == name;
+}
+
 absl::StatusOr<std::string> FetchText(const std::string& url, int64_t limit_bytes, const DownloadOptions& options) {
   absl::Status status;
   for (int64_t attempt = 0; attempt < options.attempts; ++attempt) {
@@ -212,6 +248,7 @@ absl::Status Download(const std::string& url, const std::string& path, std::opti
   absl::Status status;
   absl::Status failed_write;
   int64_t total = -1;  // As the server says.
+  std::string content_name;
   bool whole = false;
   for (int64_t idle = 0; idle < options.attempts && !whole;) {
     if (idle > 0) Wait(options, idle);
@@ -268,6 +305,7 @@ absl::Status Download(const std::string& url, const std::string& path, std::opti
       return true;
     };
     const CURLcode code = Perform(url, from, etag, &request);
+    if (!request.content_name.empty()) content_name = request.content_name;
     if (!failed_write.ok()) {
       if (!absl::IsDataLoss(failed_write)) remove();
       return failed_write;
@@ -311,6 +349,14 @@ absl::Status Download(const std::string& url, const std::string& path, std::opti
         absl::StrCat(url, ": has ", done, " bytes, ", *size_bytes, " expected; it was removed"));
   }
   if (::ftruncate(fd, done) != 0 || ::fsync(fd) != 0) return write_error("sync failed");
+  if (options.named_contents) {
+    ASSIGN_OR_RETURN(const bool right, HasContents(part, content_name));
+    if (!right) {
+      remove();
+      return absl::FailedPreconditionError(absl::StrCat(url, ": what came has not the hash that the server names, ",
+                                                        content_name, "; it was removed, run the command again"));
+    }
+  }
   if (check) {
     const absl::Status checked = check(part);
     if (!checked.ok()) {

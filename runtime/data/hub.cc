@@ -180,13 +180,22 @@ absl::StatusOr<std::vector<std::string>> GetHuggingFace(const std::string& base_
   RETURN_IF_ERROR(MakeFolder(folder));
   const std::string base = absl::StrCat(WithoutSlash(base_url), "/", repository, "/resolve/main/");
   std::vector<std::string> paths;
+  DownloadOptions named = options;
+  named.named_contents = true;
   // OK(false): the repository has no such file.
   const auto get = [&](const std::string& file,
                        const std::function<absl::Status(const std::string&)>& check) -> absl::StatusOr<bool> {
     const std::string path = absl::StrCat(folder, "/", file);
     std::error_code ignored;
-    if (!fs::exists(path, ignored)) {
-      const absl::Status status = Download(base + file, path, std::nullopt, check, options);
+    bool there = fs::exists(path, ignored);
+    if (there) {  // Is it what the repository has now? A server that does not answer changes nothing.
+      const absl::StatusOr<std::string> name = ContentName(base + file, named);
+      if (name.ok()) {
+        ASSIGN_OR_RETURN(there, HasContents(path, *name));
+      }
+    }
+    if (!there) {
+      const absl::Status status = Download(base + file, path, std::nullopt, check, named);
       if (absl::IsNotFound(status)) return false;
       if (absl::IsUnavailable(status)) {
         return absl::UnavailableError(absl::StrCat(status.message(), "; or put the file at ", path));

@@ -44,9 +44,10 @@ absl::StatusOr<std::string> GetSpeakleash(const std::string& base_url, const std
 
 enum class HubFiles { kTokenizer, kEverything };
 
-// config.json, tokenizer and weights (safetensors, sharded too) of OWNER/NAME into `folder`; files that are there are
-// kept. At least a tokenizer (kTokenizer), or config.json, must be there. Returns the paths.
-// Errors: as Download; NotFound names the URL and where the file can be put instead.
+// config.json, tokenizer and weights (safetensors, sharded too) of OWNER/NAME into `folder`. A file that is there is
+// kept where its hash is the one that the server names (or where no server answers), else fetched anew; one that comes
+// with another hash than that is removed. At least a tokenizer (kTokenizer), or config.json, must be there. Returns the
+// paths. Errors: as Download; NotFound names the URL and where the file can be put instead.
 absl::StatusOr<std::vector<std::string>> GetHuggingFace(const std::string& base_url, absl::string_view repository,
                                                         const std::string& folder, HubFiles files,
                                                         const DownloadOptions& options);
