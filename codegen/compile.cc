@@ -3,6 +3,7 @@
 #include <chrono>
 #include <utility>
 
+#include "absl/algorithm/container.h"
 #include "absl/strings/str_cat.h"
 #include "codegen/peak.h"
 #include "codegen/plan/cuda_code.h"
@@ -130,6 +131,13 @@ absl::StatusOr<proto::PlanProto> PassesAndPlan(std::unique_ptr<Module> module, c
   PlanOptions plan_options;
   plan_options.target = target.ToString();
   ASSIGN_OR_RETURN(proto::PlanProto plan, PlanModule(*module, plan_options, &report.times));
+  for (const auto& graph : module->graphs()) {
+    const bool there = absl::c_any_of(plan.programs(), [&](const auto& p) { return p.name() == graph->name(); });
+    if (there) continue;
+    report.warnings.push_back(absl::StrCat("program ", graph->name(),
+                                           " is left out: with its caches it would take more ",
+                                           "memory than training does; compile with a smaller --seq to have it"));
+  }
   plan.set_passes(report.pipeline.ToString());
   plan.set_compiler(absl::StrCat("mtc ", Version()));
   for (const auto& [name, note] : options.notes) (*plan.mutable_notes())[name] = note;

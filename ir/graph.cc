@@ -67,7 +67,7 @@ class Fingerprinter {
   uint64_t hash_ = 0xcbf29ce484222325u;
 };
 
-constexpr absl::string_view kRoleNames[] = {"data", "step", "parameter", "optimizer_state", "gradient"};
+constexpr absl::string_view kRoleNames[] = {"data", "step", "cache", "parameter", "optimizer_state", "gradient"};
 constexpr absl::string_view kPhaseNames[] = {"forward", "backward", "optimizer"};
 constexpr absl::string_view kStageNames[] = {"forward", "training", "optimized"};
 

@@ -41,12 +41,15 @@ struct Value {
   }
 };
 
-// What an input is. Data: batches from the loader. Step: scalars that mtrun sets each step (StepInputs). The others are
-// states of the module; gradients: sums over the microbatches of a step.
-enum class Role : uint8_t { kData, kStep, kParameter, kOptimizerState, kGradient };
-absl::string_view RoleName(Role role);  // "data", "step", "parameter", "optimizer_state", "gradient"
+// What an input is. Data: batches from the loader. Step: scalars that mtrun sets each step (StepInputs). Cache: what a
+// program keeps from one of its runs to the next, as long as no other program runs; an output of its name takes it over.
+// The others are states of the module; gradients: sums over the microbatches of a step.
+enum class Role : uint8_t { kData, kStep, kCache, kParameter, kOptimizerState, kGradient };
+absl::string_view RoleName(Role role);  // "data", "step", "cache", "parameter", "optimizer_state", "gradient"
 std::optional<Role> ParseRole(absl::string_view name);
 inline bool IsState(Role role) { return role >= Role::kParameter; }
+// Whether an output may take over the input's buffer: states and caches.
+inline bool IsDonated(Role role) { return role >= Role::kCache; }
 
 enum class Phase : uint8_t { kForward, kBackward, kOptimizer };
 absl::string_view PhaseName(Phase phase);  // "forward", "backward", "optimizer"
@@ -108,7 +111,7 @@ inline const TensorType& Value::type() const { return node->result_types()[stati
 struct Output {
   Value value;
   std::string name;         // "loss", or the name of the state that is written.
-  Node* donates = nullptr;  // The state's input, whose buffer this output takes over. Null: a metric.
+  Node* donates = nullptr;  // The input, a state or cache, whose buffer this output takes over. Null: a metric.
 };
 
 class Graph {
@@ -219,7 +222,7 @@ class Module {
   const std::vector<State>& states() const { return states_; }
   State* MutableState(absl::string_view name);
 
-  // "train", "eval", ...; in this order in text.
+  // "train", "eval", "generate", ...; in this order in text.
   Graph* AddGraph(absl::string_view name);  // REQUIRES: no such graph yet.
   Graph* AddGraph(std::unique_ptr<Graph> graph);
   Graph* FindGraph(absl::string_view name) const;

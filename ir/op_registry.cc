@@ -16,9 +16,10 @@ namespace mt {
 namespace {
 
 using Family = absl::Span<const OpDef> (*)();
-constexpr Family kFamilies[] = {ElementwiseOps, MatmulOps,      ShapeOps,     ReductionOps,  EmbeddingOps,
-                                PositionOps,    HeadOps,        SoftmaxOps,   AttentionOps,  NormalizationOps,
-                                LossOps,        ChunkedLossOps, OptimizerOps, CollectiveOps, FusedOps};
+constexpr Family kFamilies[] = {ElementwiseOps, MatmulOps,          ShapeOps,         ReductionOps,
+                                EmbeddingOps,   PositionOps,        HeadOps,          SoftmaxOps,
+                                AttentionOps,   CachedAttentionOps, NormalizationOps, LossOps,
+                                ChunkedLossOps, OptimizerOps,       CollectiveOps,    FusedOps};
 
 // A row made from another one, "gelu.grad0", with what its columns point to.
 struct DerivedRow {

@@ -191,26 +191,33 @@ class GraphVerifier {
 
   absl::Status Outputs() const {
     absl::flat_hash_set<absl::string_view> names;
+    absl::flat_hash_set<const Node*> taken_over;
     for (const Output& output : graph_.outputs()) {
       if (!Exists(output.value)) return Broken("output \"", output.name, "\" is a value that is not in the graph");
       if (output.name.empty()) return Broken("an output has no name; every output needs one");
       if (!names.insert(output.name).second) return Broken("two outputs are named \"", output.name, "\"");
       const Node* input = output.donates;
       if (input == nullptr) continue;
+      taken_over.insert(input);
       if (!members_.contains(input) || !input->is_input()) {
         return Broken("output \"", output.name, "\" donates something that is no input of the graph");
       }
-      if (!IsState(input->role())) {
+      if (!IsDonated(input->role())) {
         return Broken("output \"", output.name, "\" donates ", Describe(*input), ", whose role is ",
-                      RoleName(input->role()), "; expected a state");
+                      RoleName(input->role()), "; expected a state or a cache");
       }
       if (input->name() != output.name) {
         return Broken("output \"", output.name, "\" donates ", Describe(*input),
-                      "; expected the state of its own name");
+                      "; expected the input of its own name");
       }
       if (input->result().type() != output.value.type()) {
         return Broken("output \"", output.name, "\" is ", output.value.type().ToString(), " and donates ",
                       Describe(*input), ", which is ", input->result().type().ToString(), "; expected the same type");
+      }
+    }
+    for (const Node* input : graph_.inputs()) {
+      if (input->role() == Role::kCache && !taken_over.contains(input)) {
+        return Broken(Describe(*input), " is a cache that no output takes over");
       }
     }
     return absl::OkStatus();

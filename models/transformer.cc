@@ -73,6 +73,8 @@ class TransformerBuilder {
       : spec_(spec), batch_(batch), sequence_(sequence), training_(training), b_(graph), module_(module) {}
 
   absl::Status Build();
+  // One position of one sequence, of which caches hold up to `positions`.
+  absl::Status BuildGenerate(int64_t positions);
 
  private:
   TensorType F32(absl::Span<const int64_t> dims) const { return {DType::kF32, Dims(dims.begin(), dims.end())}; }
@@ -82,6 +84,9 @@ class TransformerBuilder {
   Value Norm(absl::string_view name, Value x);
   Value Dropout(absl::string_view name, Value x);
   Value Embedding(Value tokens, Value order);
+  // The hidden states that the head reads, and the head's weight.
+  Value Trunk(Value x);
+  Value Head();
   Value Attention(Value x);
   Value Mlp(Value x);
   Value Block(Value x);
@@ -91,7 +96,9 @@ class TransformerBuilder {
   const bool training_;
   Builder b_;
   Module& module_;
-  Value table_;  // wte, for a tied head.
+  Value table_;         // wte, for a tied head.
+  Value position_;      // Of the only token, where positions are cached; else invalid.
+  int64_t cached_ = 0;  // Positions that the caches hold.
 };
 
 Value TransformerBuilder::Parameter(absl::string_view name, absl::Span<const int64_t> dims, Init init) {
@@ -137,15 +144,23 @@ Value TransformerBuilder::Dropout(absl::string_view name, Value x) {
 Value TransformerBuilder::Embedding(Value tokens, Value order) {
   Builder::Scope scope(b_, "embed");
   table_ = Weight("tokens.weight", {spec_.vocab_size(), spec_.width()});
-  Value x = b_.Op("embedding", {table_, tokens, order}, {}, "tokens");
+  std::vector<Value> operands = {table_, tokens};
+  if (order) operands.push_back(order);
+  Value x = b_.Op("embedding", operands, {{"order", static_cast<bool>(order)}}, "tokens");
   if (spec_.positions() == proto::ModelSpec::LEARNED) {
     Value rows = Weight("positions.weight", {spec_.max_sequence(), spec_.width()});
-    if (sequence_ < spec_.max_sequence()) {
+    if (position_) {
+      rows = b_.Op("embedding", {rows, position_}, {{"order", false}}, "positions");
+    } else if (sequence_ < spec_.max_sequence()) {
       rows = b_.Op("slice", {rows}, {{"dim", int64_t{0}}, {"start", int64_t{0}}, {"limit", sequence_}}, "positions");
     }
     x = b_.Op("add", {x, rows}, {}, "sum");
   } else if (spec_.positions() == proto::ModelSpec::SINUSOIDAL) {
-    const Value rows = b_.Op("sinusoid", {}, {{"length", sequence_}, {"width", spec_.width()}}, "positions");
+    operands.clear();
+    if (position_) operands.push_back(position_);
+    const Value rows = b_.Op(
+        "sinusoid", operands,
+        {{"length", sequence_}, {"width", spec_.width()}, {"position", static_cast<bool>(position_)}}, "positions");
     x = b_.Op("add", {x, rows}, {}, "sum");
   }
   return Dropout("dropout", x);
@@ -163,18 +178,31 @@ Value TransformerBuilder::Attention(Value x) {
   Value q = split[0], k = split[1];
   const Value v = split[2];
   if (spec_.positions() == proto::ModelSpec::ROTARY) {
-    q = b_.Op("rope", {q}, {{"theta", spec_.rope_theta()}}, "rope_q");
-    k = b_.Op("rope", {k}, {{"theta", spec_.rope_theta()}}, "rope_k");
+    const Attrs attrs = {{"theta", spec_.rope_theta()}, {"position", static_cast<bool>(position_)}};
+    const auto rope = [&](Value part, absl::string_view name) {
+      return position_ ? b_.Op("rope", {part, position_}, attrs, name) : b_.Op("rope", {part}, attrs, name);
+    };
+    q = rope(q, "rope_q");
+    k = rope(k, "rope_k");
+  }
+  const double scale = 1.0 / std::sqrt(static_cast<double>(head_width));
+  const int64_t window = spec_.attention_window() == 0 ? -1 : spec_.attention_window();
+  if (position_) {
+    const TensorType cache = F32({batch_, kv_heads, cached_, head_width});
+    const Value k_cache = b_.Input(b_.Path("k_cache"), cache, Role::kCache);
+    const Value v_cache = b_.Input(b_.Path("v_cache"), cache, Role::kCache);
+    const std::vector<Value> results = b_.Ops("cached_attention", {q, k, v, k_cache, v_cache, position_},
+                                              {{"scale", scale}, {"window", window}}, "cached");
+    if (results.empty()) return Value{};
+    b_.graph().AddOutput(results[1], k_cache.node->name(), k_cache.node);
+    b_.graph().AddOutput(results[2], v_cache.node->name(), v_cache.node);
+    return Linear("out", b_.Reshape(results[0], {batch_, 1, spec_.width()}), spec_.width(), spec_.attention_bias(),
+                  /*into_residual=*/true);
   }
   q = b_.Reshape(q, {batch_, kv_heads, group * sequence_, head_width});
   const Value scores = b_.Op("matmul", {q, k}, {{"transpose_b", true}}, "scores");
-  const int64_t window = spec_.attention_window() == 0 ? -1 : spec_.attention_window();
-  Value weights = b_.Op("softmax", {scores},
-                        {{"scale", 1.0 / std::sqrt(static_cast<double>(head_width))},
-                         {"causal", true},
-                         {"window", window},
-                         {"group", group}},
-                        "softmax");
+  Value weights =
+      b_.Op("softmax", {scores}, {{"scale", scale}, {"causal", true}, {"window", window}, {"group", group}}, "softmax");
   weights = Dropout("weights_dropout", weights);
   Value out = b_.Op("matmul", {weights, v}, {}, "values");
   out = b_.Reshape(out, {batch_, heads, sequence_, head_width});
@@ -214,19 +242,37 @@ Value TransformerBuilder::Block(Value x) {
   return b_.Op("add", {x, Mlp(Norm("norm2", x))}, {}, "residual2");
 }
 
-absl::Status TransformerBuilder::Build() {
-  const Value tokens = b_.Input("tokens", {DType::kI32, {batch_, sequence_}}, Role::kData);
-  const Value labels = b_.Input("labels", {DType::kI32, {batch_, sequence_}}, Role::kData);
-  const Value order = b_.Input("order", {DType::kI32, {batch_ * sequence_}}, Role::kData);
-  Value x = Embedding(tokens, order);
+Value TransformerBuilder::Trunk(Value x) {
   for (int64_t layer = 0; layer < spec_.layers() && b_.status().ok(); ++layer) {
     Builder::Scope scope(b_, absl::StrCat("h", layer));
     x = Block(x);
   }
-  if (spec_.norm_placement() == proto::ModelSpec::PRE) x = Norm("final_norm", x);
-  Value head = table_;
-  if (!spec_.tied_head()) head = Weight("head.weight", {spec_.vocab_size(), spec_.width()});
-  const Value logits = b_.Op("matmul", {x, head}, {{"transpose_b", true}}, "head");
+  return spec_.norm_placement() == proto::ModelSpec::PRE ? Norm("final_norm", x) : x;
+}
+
+Value TransformerBuilder::Head() {
+  return spec_.tied_head() ? table_ : Weight("head.weight", {spec_.vocab_size(), spec_.width()});
+}
+
+absl::Status TransformerBuilder::BuildGenerate(int64_t positions) {
+  cached_ = positions;
+  const Value token = b_.Input("tokens", {DType::kI32, {batch_, sequence_}}, Role::kStep);
+  position_ = b_.Input("position", {DType::kI32, {1}}, Role::kStep);
+  const Value x = Trunk(Embedding(token, /*order=*/Value{}));
+  const Value head = Head();
+  Value logits = b_.Op("matmul", {x, head}, {{"transpose_b", true}, {"f32_result", true}}, "head");
+  logits = b_.Reshape(logits, {spec_.vocab_size()});
+  RETURN_IF_ERROR(b_.status());
+  b_.graph().AddOutput(logits, "logits");
+  return b_.status();
+}
+
+absl::Status TransformerBuilder::Build() {
+  const Value tokens = b_.Input("tokens", {DType::kI32, {batch_, sequence_}}, Role::kData);
+  const Value labels = b_.Input("labels", {DType::kI32, {batch_, sequence_}}, Role::kData);
+  const Value order = b_.Input("order", {DType::kI32, {batch_ * sequence_}}, Role::kData);
+  const Value x = Trunk(Embedding(tokens, order));
+  const Value logits = b_.Op("matmul", {x, Head()}, {{"transpose_b", true}}, "head");
   const std::vector<Value> loss = b_.Ops("softmax_cross_entropy", {logits, labels}, {}, "loss");
   RETURN_IF_ERROR(b_.status());
   if (training_) {
@@ -259,6 +305,9 @@ absl::StatusOr<std::unique_ptr<Module>> BuildTransformer(const proto::ModelSpec&
     Graph* graph = module->AddGraph(training ? "train" : "eval");
     RETURN_IF_ERROR(TransformerBuilder(spec, batch, sequence, training, *graph, *module).Build());
   }
+  Graph& generate = *module->AddGraph("generate");
+  RETURN_IF_ERROR(TransformerBuilder(spec, /*batch=*/1, /*sequence=*/1, /*training=*/false, generate, *module)
+                      .BuildGenerate(sequence));
   return module;
 }
 

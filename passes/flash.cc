@@ -183,38 +183,61 @@ absl::Status Replace(Graph& graph, const Match& match, int64_t window) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<bool> Flash(Module& module, const Attrs& options, PassContext& context) {
-  ASSIGN_OR_RETURN(const Window asked, ParseWindow(options.Get<std::string>("window")));
-  int64_t found = 0;
+// The window of attention over `length` positions, of which the model says `written`; -1: none.
+absl::StatusOr<int64_t> ChooseWindow(const Window& asked, int64_t length, int64_t written, PassContext& context) {
   const auto warn = [&](std::string text) {
     if (std::find(context.warnings.begin(), context.warnings.end(), text) == context.warnings.end()) {
       context.warnings.push_back(std::move(text));
     }
   };
+  std::optional<int64_t> window = asked.keys;
+  if (asked.part) {
+    window = length / *asked.part;
+    if (*window < 1) {
+      return absl::InvalidArgumentError(absl::StrCat("window=T/", *asked.part, " is no key at all for T = ", length,
+                                                     "; expected T/", length, " or a larger part"));
+    }
+  }
+  if (window && *window >= length - 1) {
+    warn(absl::StrCat("flash:window=", *window, " reaches over all of T = ", length,
+                      " positions: this is full attention"));
+    window = -1;
+  }
+  if (!window || (written >= 0 && (*window < 0 || *window > written))) {
+    if (window) warn(absl::StrCat("the model's own attention window, ", written, ", is narrower and holds"));
+    window = written;
+  }
+  return *window >= length - 1 ? -1 : *window;
+}
+
+// A program that generates sees what the others see.
+absl::Status NarrowCached(Graph& graph, Node* cached, const Window& asked, PassContext& context) {
+  constexpr int kKeys = 3;  // k_cache [B, G, T, D]
+  const int64_t length = cached->operands()[kKeys].type().dim(2), written = cached->attrs().Int("window");
+  ASSIGN_OR_RETURN(const int64_t window, ChooseWindow(asked, length, written, context));
+  if (window == written) return absl::OkStatus();
+  Attrs attrs = cached->attrs();
+  attrs.Set("window", window);
+  ASSIGN_OR_RETURN(Node * narrow, graph.AddNode(cached->op(), cached->operands(), std::move(attrs), cached->name()));
+  for (int i = 0; i < cached->num_results(); ++i) graph.ReplaceAllUses(cached->result(i), narrow->result(i));
+  graph.RemoveNode(cached);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<bool> Flash(Module& module, const Attrs& options, PassContext& context) {
+  ASSIGN_OR_RETURN(const Window asked, ParseWindow(options.Get<std::string>("window")));
+  int64_t found = 0;
   for (const auto& graph : module.graphs()) {
     for (Node* node : graph->TopologicalOrder()) {
+      if (IsOp(*node, "cached_attention")) {
+        RETURN_IF_ERROR(NarrowCached(*graph, node, asked, context));
+        continue;
+      }
       if (!IsOp(*node, "softmax")) continue;
       ASSIGN_OR_RETURN(const Match match, MatchAttention(*graph, node));
-      const int64_t length = match.k.type().dim(2), written = node->attrs().Int("window");
-      std::optional<int64_t> window = asked.keys;
-      if (asked.part) {
-        window = length / *asked.part;
-        if (*window < 1) {
-          return absl::InvalidArgumentError(absl::StrCat("window=T/", *asked.part, " is no key at all for T = ", length,
-                                                         "; expected T/", length, " or a larger part"));
-        }
-      }
-      if (window && *window >= length - 1) {
-        warn(absl::StrCat("flash:window=", *window, " reaches over all of T = ", length,
-                          " positions: this is full attention"));
-        window = -1;
-      }
-      if (!window || (written >= 0 && (*window < 0 || *window > written))) {
-        if (window) warn(absl::StrCat("the model's own attention window, ", written, ", is narrower and holds"));
-        window = written;
-      }
-      if (*window >= length - 1) window = -1;
-      RETURN_IF_ERROR(Replace(*graph, match, *window));
+      ASSIGN_OR_RETURN(const int64_t window,
+                       ChooseWindow(asked, match.k.type().dim(2), node->attrs().Int("window"), context));
+      RETURN_IF_ERROR(Replace(*graph, match, window));
       ++found;
     }
   }

@@ -20,6 +20,24 @@ constexpr int64_t kDefaultMultiple = 64, kMaxMultiple = 1 << 20;
 
 int64_t RoundUp(int64_t a, int64_t unit) { return (a + unit - 1) / unit * unit; }
 bool IsOp(const Node& node, absl::string_view op) { return !node.is_input() && node.op().name == op; }
+// x w^T without a cross entropy behind it: a program that returns logits.
+bool IsProjection(const Node& node, int operand) {
+  return IsOp(node, "matmul") && operand == 1 && !node.attrs().Bool("transpose_a") &&
+         node.attrs().Bool("transpose_b") && node.operands().size() == 2;
+}
+bool IsTable(const Node& node, int operand) { return IsOp(node, "embedding") && operand == 0; }
+// Whether nothing but embeddings reads the parameter.
+bool IsTableAlone(const Module& module, absl::string_view parameter) {
+  for (const auto& graph : module.graphs()) {
+    const Node* input = graph->FindInput(parameter);
+    if (input == nullptr) continue;
+    if (graph->IsOutput(input)) return false;
+    for (const Use& use : input->uses()) {
+      if (!IsTable(*use.node, use.operand)) return false;
+    }
+  }
+  return true;
+}
 
 // The vocabularies of the heads, and the parameters that get more rows: name -> rows as they are.
 struct Vocabulary {
@@ -43,11 +61,10 @@ absl::Status CheckReaders(const Graph& graph, const Vocabulary& vocabulary, cons
       return HeadStopped(graph, *input, kName, "is an output of the graph", "it to stay inside");
     }
     for (const Use& use : input->uses()) {
-      const bool is_table = IsOp(*use.node, "embedding") && use.operand == 0;
       const bool is_head = std::any_of(heads.begin(), heads.end(), [&](const Head& head) {
         return use.node == head.add || use.node == (head.matmul == nullptr ? head.loss : head.matmul);
       });
-      if (is_table || is_head) continue;
+      if (is_head || IsTable(*use.node, use.operand) || IsProjection(*use.node, use.operand)) continue;
       return HeadStopped(graph, *use.node, kName, absl::StrCat("reads ", input->name()),
                          "only embeddings and heads to read a vocabulary");
     }
@@ -78,7 +95,9 @@ absl::StatusOr<Vocabulary> FindVocabulary(const Module& module, int64_t multiple
       const int64_t rows = table.type().dim(0);
       const bool is_vocabulary =
           std::find(vocabulary.sizes.begin(), vocabulary.sizes.end(), rows) != vocabulary.sizes.end();
-      if (is_vocabulary) RETURN_IF_ERROR(AddParameter(*graph, table, rows, multiple, vocabulary));
+      // Positions may be as many as classes.
+      if (is_vocabulary && IsTableAlone(module, table.node->name()))
+        RETURN_IF_ERROR(AddParameter(*graph, table, rows, multiple, vocabulary));
     }
   }
   for (size_t i = 0; i < heads.size(); ++i) {
@@ -131,9 +150,11 @@ absl::StatusOr<Node*> Remake(Graph& graph, Node* old, const std::vector<Value>& 
 
 absl::Status Pad(Graph& graph, const Vocabulary& vocabulary, int64_t multiple) {
   ASSIGN_OR_RETURN(const std::vector<Head> heads, FindHeads(graph, kName));
-  std::vector<Node*> tables;
+  std::vector<Node*> tables, projections;
   for (Node* node : graph.Nodes()) {
     if (IsOp(*node, "embedding")) tables.push_back(node);
+    const bool is_head = std::any_of(heads.begin(), heads.end(), [&](const Head& head) { return head.matmul == node; });
+    if (IsProjection(*node, 1) && !is_head) projections.push_back(node);
   }
   using Longer = absl::flat_hash_map<const Node*, Value>;
   ASSIGN_OR_RETURN(const Longer longer, PadInputs(graph, vocabulary, multiple));
@@ -148,6 +169,18 @@ absl::Status Pad(Graph& graph, const Vocabulary& vocabulary, int64_t multiple) {
     if (longer.find(table->operands()[0].node) == longer.end()) continue;
     RETURN_IF_ERROR(Remake(graph, table, operands_of(table), table->attrs()).status());
     graph.RemoveNode(table);
+  }
+  for (Node* old : projections) {
+    if (longer.find(old->operands()[1].node) == longer.end()) continue;
+    ASSIGN_OR_RETURN(Node * logits, Remake(graph, old, operands_of(old), old->attrs()));
+    const TensorType& type = old->result_types()[0];
+    ASSIGN_OR_RETURN(
+        Node * classes,
+        graph.AddNode(*FindOp("slice"), {logits->result()},
+                      {{"dim", type.rank() - 1}, {"start", int64_t{0}}, {"limit", type.dim(-1)}}, old->name()));
+    graph.SetNodePhase(classes, old->phase());
+    graph.ReplaceAllUses(old->result(), classes->result());
+    graph.RemoveNode(old);
   }
   for (const Head& head : heads) {
     if (longer.find(head.w.node) == longer.end()) continue;

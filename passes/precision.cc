@@ -35,14 +35,22 @@ class Retyper {
   Retyper(Graph& graph, DType low, bool wide_residual) : graph_(graph), low_(low), wide_residual_(wide_residual) {}
 
   absl::StatusOr<bool> Run() {
+    RETURN_IF_ERROR(RetypeCaches());
     for (Node* node : graph_.TopologicalOrder()) {
       if (!node->is_input()) RETURN_IF_ERROR(Retype(*node));
     }
     // What a program returns keeps its type.
     std::vector<Output> outputs = graph_.outputs();
     for (Output& output : outputs) {
-      const DType dtype = output.value.type().dtype;
+      const auto cache = caches_.find(output.donates);
+      if (cache != caches_.end()) output.donates = cache->second;
+      const DType dtype = (cache != caches_.end() ? cache->second->result() : output.value).type().dtype;
       ASSIGN_OR_RETURN(output.value, Cast(Now(output.value), dtype));
+    }
+    for (const auto& [old, made] : caches_) {
+      const std::string name = old->name();
+      graph_.SetNodeName(const_cast<Node*>(old), absl::StrCat(name, ".f32"));  // Nobody reads it any longer.
+      graph_.SetNodeName(made, name);
     }
     graph_.SetOutputs(std::move(outputs));
     return changed_;
@@ -52,6 +60,21 @@ class Retyper {
   Value Now(Value value) const {
     const auto at = now_.find(value);
     return at == now_.end() ? value : at->second;
+  }
+
+  // What a program keeps for itself is kept as it is computed.
+  absl::Status RetypeCaches() {
+    const std::vector<Node*> inputs(graph_.inputs().begin(), graph_.inputs().end());
+    for (const Node* input : inputs) {
+      if (input->role() != Role::kCache || input->result().type().dtype != DType::kF32) continue;
+      const TensorType type = {low_, input->result().type().dims};
+      ASSIGN_OR_RETURN(const Value made,
+                       graph_.AddInput(absl::StrCat(input->name(), ".", DTypeName(low_)), type, Role::kCache));
+      now_[input->result()] = made;
+      caches_[input] = made.node;
+      changed_ = true;
+    }
+    return absl::OkStatus();
   }
 
   // One cast for each value and dtype, made before its first reader.
@@ -140,6 +163,7 @@ class Retyper {
   bool changed_ = false;
   absl::flat_hash_map<Value, Value> now_;  // Values of the graph as it was -> what stands for them.
   absl::flat_hash_map<std::pair<Value, DType>, Value> casts_;
+  absl::flat_hash_map<const Node*, Node*> caches_;  // As they were -> as they are.
 };
 
 absl::StatusOr<bool> RetypeGraphs(Module& module, const Attrs& options, DType low) {

@@ -194,9 +194,10 @@ inline void CheckResultDims(const OpDef& op) {
   }
 }
 
-// Rows that read only a part of an operand; all others read and write exactly their operands and results.
-inline const std::set<absl::string_view> kPartialReaders = {"embedding", "embedding_backward", "slice", "softmax",
-                                                            "softmax_backward"};
+// Rows that read or write only a part of an operand or result; all others read and write exactly their operands and
+// results.
+inline const std::set<absl::string_view> kPartialReaders = {"embedding", "embedding_backward", "slice",
+                                                            "softmax",   "softmax_backward",   "cached_attention"};
 
 inline void CheckCostCountsOperandsAndResults(const OpDef& op) {
   for (const Prepared& p : PrepareSamples(op)) {

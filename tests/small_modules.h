@@ -102,9 +102,10 @@ std::map<std::string, HostTensor<T>> MakeInputs(const Graph& graph, int64_t voca
       tensor = FillSample<T>(sample, tokens, seed);
     } else {
       if (name == "rng") sample.fill = Fill::kRandomState;
-      if (name == "tokens" || name == "labels") sample.fill = Fill::kIds;
+      if (name == "tokens" || name == "labels" || name == "position") sample.fill = Fill::kIds;
       if (input->role() == Role::kOptimizerState) sample.fill = IsFloat(type.dtype) ? Fill::kPositive : Fill::kStep;
-      sample.limit = name == "labels" ? -vocab : vocab;
+      constexpr int64_t kPositions = 4;  // All that a sequence of 5 has but the last.
+      sample.limit = name == "labels" ? -vocab : name == "position" ? kPositions : vocab;
       tensor = FillSample<T>(sample, {}, Fnv1a(name, seed + 1));
       if (input->role() == Role::kParameter) {
         for (T& value : tensor.values) value *= T{0.5};

@@ -186,7 +186,7 @@ TEST_F(VerifierTest, DonationIsOfAState) {
 
 TEST_F(VerifierTest, DonationIsOfTheStateOfItsName) {
   Donate(b_, "v");
-  ExpectBroken(graph_, "output \"v\" donates input %w; expected the state of its own name");
+  ExpectBroken(graph_, "output \"v\" donates input %w; expected the input of its own name");
 }
 
 TEST_F(VerifierTest, DonationKeepsTheType) {

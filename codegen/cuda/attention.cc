@@ -103,7 +103,31 @@ absl::Status EmitBackward(const CudaCall& call, CudaSteps& steps) {
   return absl::OkStatus();
 }
 
-constexpr CudaEmitter kEmitters[] = {{"flash_attention", EmitForward},
+absl::Status EmitCached(const CudaCall& call, CudaSteps& steps) {
+  constexpr int64_t kThreads = 256, kMostWidth = 1024;  // Of the sums in shared memory, 48 KiB at most.
+  const TensorType &q = call.operands[0], &cache = call.operands[3];
+  const int64_t width = cache.dim(3), vector = VectorOf({width});
+  if (width > kMostWidth) {
+    return absl::UnimplementedError(absl::StrCat("cached_attention has no kernel for heads of ", width, " elements; ",
+                                                 kMostWidth, " are the most"));
+  }
+  int64_t team = 1;
+  while (team < 32 && team * vector < width) team *= 2;
+  CudaLaunch launch{.function = "mt_cached_attention",
+                    .grid = {q.dim(0) * q.dim(1), 1, 1},
+                    .block = {kThreads, 1, 1},
+                    .arguments = AllPlaces(call)};
+  launch.source = absl::StrCat(
+      "typedef ", CudaType(q.dtype), " T;\n", Constant("kGroup", q.dim(1) / cache.dim(1)),
+      Constant("kLength", cache.dim(2)), Constant("kWidth", width), Constant("kWindow", call.attrs->Int("window")),
+      Constant("kVector", vector), Constant("kTeam", team),
+      "constexpr float kScale = ", FloatLiteral(call.attrs->Double("scale")), ";\n", CudaText("cached_attention.cuh"));
+  steps.Launch(std::move(launch));
+  return absl::OkStatus();
+}
+
+constexpr CudaEmitter kEmitters[] = {{"cached_attention", EmitCached},
+                                     {"flash_attention", EmitForward},
                                      {"flash_attention_backward", EmitBackward},
                                      {"flash_attention_packed", EmitForward},
                                      {"flash_attention_packed_backward", EmitBackward}};

@@ -370,10 +370,13 @@ absl::Status EmitEmbeddingBackward(const CudaCall& call, CudaSteps& steps) {
 absl::Status EmitSinusoid(const CudaCall& call, CudaSteps& steps) {
   const int64_t length = call.attrs->Int("length"), width = call.attrs->Int("width"), count = length * width;
   CudaLaunch launch{.function = "mt_sinusoid", .grid = {CeilDiv(count, kBlock), 1, 1}, .block = {kBlock, 1, 1}};
-  launch.arguments = {ResultPlace(0)};
+  const bool position = call.attrs->Bool("position");
+  if (position) launch.arguments.push_back(OperandPlace(0));
+  launch.arguments.push_back(ResultPlace(0));
   launch.source = absl::StrCat(
-      "extern \"C\" __global__ void __launch_bounds__(256) mt_sinusoid(float* y) {\n  const u64 e = blockIdx.x * ",
-      "256ull + threadIdx.x;\n  if (e >= ", count, "ull) return;\n  const u64 t = e / ", width, ", j = e % ", width,
+      "extern \"C\" __global__ void __launch_bounds__(256) mt_sinusoid(", position ? "const int* position, " : "",
+      "float* y) {\n  const u64 e = blockIdx.x * 256ull + threadIdx.x;\n  if (e >= ", count,
+      "ull) return;\n  const u64 t = e / ", width, position ? " + *position" : "", ", j = e % ", width,
       ";\n  const double angle = (double)t * pow(10000.0, -(double)(j / 2 * 2) / ",
       DoubleLiteral(static_cast<double>(width)), ");\n  y[e] = (float)(j % 2 == 0 ? sin(angle) : cos(angle));\n}\n");
   steps.Launch(std::move(launch));
@@ -391,11 +394,15 @@ absl::Status EmitRope(const CudaCall& call, CudaSteps& steps) {
     frequencies.push_back(DoubleLiteral(
         std::pow(call.attrs->Double("theta"), -2.0 * static_cast<double>(i) / static_cast<double>(width))));
   }
-  CudaLaunch launch{.function = "mt_rope", .block = {kBlock, 1, 1}, .arguments = AllPlaces(call)};
+  const bool position = call.attrs->Bool("position");
+  CudaLaunch launch{.function = "mt_rope", .block = {kBlock, 1, 1}};
+  // Without a position, the kernel does not read the place that stands for it.
+  launch.arguments = {OperandPlace(0), OperandPlace(position ? 1 : 0), ResultPlace(0)};
   launch.source =
       absl::StrCat("typedef ", CudaType(x.dtype), " Element;\n", Constant("kRows", rows), Constant("kLength", length),
                    Constant("kWidth", width), Constant("kVector", vector), Constant("kRowsPerThread", each),
                    "constexpr bool kInterleaved = ", call.attrs->Bool("interleaved") ? "true" : "false",
+                   ";\nconstexpr bool kPosition = ", position ? "true" : "false",
                    ";\nconstexpr float kSign = ", call.attrs->Bool("inverse") ? "-1.0f" : "1.0f",
                    ";\n__constant__ double kFrequency[", width / 2, "] = {", absl::StrJoin(frequencies, ", "), "};\n",
                    CudaText("rope.cuh"));

@@ -90,7 +90,7 @@ struct CudaEmitter {
 absl::Span<const CudaEmitter> CudaMatmulEmitters();     // matmul, chunked_loss and its gradients
 absl::Span<const CudaEmitter> CudaRowEmitters();        // norms, softmax, loss
 absl::Span<const CudaEmitter> CudaDataEmitters();       // moves of data, reductions, embedding, positions, heads
-absl::Span<const CudaEmitter> CudaAttentionEmitters();  // flash_attention and its backward
+absl::Span<const CudaEmitter> CudaAttentionEmitters();  // flash_attention and its backward, cached_attention
 absl::Span<const CudaEmitter> CudaOptimizerEmitters();  // global_norm, adam_step, 8-bit updates
 
 // The steps of one instruction. Views have none. Errors: Unimplemented.

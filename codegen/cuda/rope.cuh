@@ -1,18 +1,20 @@
 // y = x [rows, T, D] with pairs rotated by t frequency[i]. A thread turns kVector pairs of some rows of one t.
 // Constants before this text: Element, kRows (all dimensions before T), kLength (T), kWidth (D), kVector,
-// kRowsPerThread, kInterleaved, kSign; kFrequency[D / 2] in f64.
+// kRowsPerThread, kInterleaved, kSign, kPosition (t counts from *position; else nothing is read there); kFrequency[D / 2]
+// in f64.
 constexpr int kPairs = (int)kWidth / 2, kVectors = kPairs / (int)kVector, kThreadsX = 256;
 
-extern "C" __global__ void __launch_bounds__(256) mt_rope(const Element* x, Element* y) {
+extern "C" __global__ void __launch_bounds__(256) mt_rope(const Element* x, const int* position, Element* y) {
   const u64 t = blockIdx.x % kLength;
   const u64 item = blockIdx.x / kLength * (u64)kThreadsX + threadIdx.x;
   const int first = (int)(item % kVectors) * (int)kVector;
   const u64 row = item / kVectors * kRowsPerThread;
   if (row >= kRows) return;
+  const double angle_at = (double)(t + (kPosition ? (u64)*position : 0));
   float c[kVector], s[kVector];
 #pragma unroll
   for (int i = 0; i < kVector; ++i) {
-    const double angle = (double)t * kFrequency[first + i];
+    const double angle = angle_at * kFrequency[first + i];
     const double turns = rint(angle * 0.15915494309189535);
     const float rest = (float)fma(-turns, 6.283185307179586, angle);
     sincosf(rest, &s[i], &c[i]);

@@ -48,6 +48,22 @@ absl::Status CheckArena(const Module& module, int64_t bytes) {
 
 int64_t Aligned(int64_t bytes) { return (bytes + kPlanAlignment - 1) / kPlanAlignment * kPlanAlignment; }
 
+bool KeepsCaches(const Graph& graph) {
+  const auto inputs = graph.inputs();
+  return std::any_of(inputs.begin(), inputs.end(), [](const Node* input) { return input->role() == Role::kCache; });
+}
+
+// As programs are placed: those that keep caches last.
+std::vector<const Graph*> InOrder(const Module& module) {
+  std::vector<const Graph*> graphs;
+  for (const bool caches : {false, true}) {
+    for (const auto& graph : module.graphs()) {
+      if (KeepsCaches(*graph) == caches) graphs.push_back(graph.get());
+    }
+  }
+  return graphs;
+}
+
 // A graph in an order, its values in buffers that have no place yet.
 struct Program {
   std::unique_ptr<Graph> copied;  // Where copies of donated values had to be inserted; else null.
@@ -125,10 +141,18 @@ class Planner {
     (*plan_.mutable_facts())["parameters"] = module_.num_parameters();
     plan_.set_alignment(kPlanAlignment);
     RETURN_IF_ERROR(PlaceStates());
-    for (const auto& graph : module_.graphs()) {
-      RETURN_IF_ERROR(Annotate(PlaceProgram(*graph), absl::StrCat("graph ", graph->name())));
-    }
     int64_t arena = plan_.persistent_bytes(), lower_bound = plan_.persistent_bytes();
+    for (const Graph* graph : InOrder(module_)) {
+      const int buffers = plan_.buffers_size();
+      RETURN_IF_ERROR(Annotate(PlaceProgram(*graph), absl::StrCat("graph ", graph->name())));
+      const int64_t peak = plan_.programs(plan_.programs_size() - 1).peak_bytes();
+      if (KeepsCaches(*graph) && plan_.programs_size() > 1 && peak > arena) {
+        plan_.mutable_programs()->RemoveLast();
+        plan_.mutable_buffers()->DeleteSubrange(buffers, plan_.buffers_size() - buffers);
+      } else {
+        arena = std::max(arena, peak);
+      }
+    }
     for (const proto::ProgramProto& program : plan_.programs()) {
       arena = std::max(arena, program.peak_bytes());
       lower_bound = std::max(lower_bound, program.lower_bound_bytes());
@@ -237,11 +261,12 @@ class Planner {
     return absl::OkStatus();
   }
 
-  // By buffer of `sharing`; a state's is left unspecified.
+  // By buffer of `sharing`; a state's means nothing. A cache is an activation.
   static std::vector<proto::MemoryClass> Classes(const PlanGraph& graph, const Sharing& sharing) {
     std::vector<proto::MemoryClass> classes(sharing.buffers.size(), proto::ACTIVATIONS);
     for (size_t v = 0; v < graph.values.size(); ++v) {
       const PlanValue& value = graph.values[v];
+      if (value.state >= 0) continue;
       proto::MemoryClass& c = classes[At(sharing.buffer_of[v])];
       if (value.producer < 0 || value.is_output) {
         c = proto::IO;
@@ -334,11 +359,14 @@ absl::StatusOr<ArenaSize> SizeArena(const Module& module, const PlanOptions& opt
     RETURN_IF_ERROR(CheckArena(module, size.persistent_bytes));
   }
   size.arena_bytes = size.lower_bound_bytes = size.persistent_bytes;
-  for (const auto& graph : module.graphs()) {
+  const std::vector<const Graph*> graphs = InOrder(module);
+  for (const Graph* graph : graphs) {
     const auto place = [&]() -> absl::Status {
       ASSIGN_OR_RETURN(const Program program, MakeProgram(*graph, options.target));
       ASSIGN_OR_RETURN(const Packing packing, PackProgram(module, program, options.pack, size.persistent_bytes));
-      size.arena_bytes = std::max(size.arena_bytes, size.persistent_bytes + packing.height_bytes);
+      const int64_t peak = size.persistent_bytes + packing.height_bytes;
+      if (KeepsCaches(*graph) && graph != graphs[0] && peak > size.arena_bytes) return absl::OkStatus();
+      size.arena_bytes = std::max(size.arena_bytes, peak);
       size.lower_bound_bytes = std::max(size.lower_bound_bytes, size.persistent_bytes + packing.lower_bound_bytes);
       size.instructions += static_cast<int64_t>(program.order.size());
       return absl::OkStatus();

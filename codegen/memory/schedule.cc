@@ -129,7 +129,7 @@ absl::StatusOr<PlanGraph> MakePlanGraph(const Graph& graph, absl::string_view ta
       value.producer = producer;
       value.root = static_cast<int>(plan.values.size());
       value.bytes = aligned(node->result_types()[At(r)].byte_size());
-      if (node->is_input() && IsState(node->role())) value.state = value.root;
+      if (node->is_input() && IsDonated(node->role())) value.state = value.root;
       plan.values.push_back(std::move(value));
     }
     if (node->is_input()) {
@@ -247,8 +247,10 @@ class LiveState {
     sharing_.buffers.reserve(graph.values.size());
     uses_.reserve(graph.values.size());
     for (int v = 0; v < graph.num_inputs; ++v) {
-      Open(v, graph.values[At(v)].state);
-      Define(v, sharing_.buffer_of[At(v)]);
+      const Role role = graph.values[At(v)].value.node->role();
+      const int b = Open(v, IsState(role) ? v : -1);
+      uses_[At(b)].pinned = IsDonated(role);
+      Define(v, b);
     }
     // An input that nobody reads is live at the first position alone.
     sharing_.peak_bytes = live_;

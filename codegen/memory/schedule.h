@@ -39,7 +39,8 @@ struct PlanValue {
   int64_t bytes = 0;       // Aligned.
   int num_reads = 0;       // Of a root: by all nodes, of itself and of its views.
   bool is_output = false;  // Of a root: it or a view of it is an output.
-  int state = -1;  // Of a root: the state input in whose buffer it lies: the input itself, or what it donates to.
+  // Of a root: the input, a state or cache, in whose buffer it lies: the input itself, or what it donates to.
+  int state = -1;
   absl::InlinedVector<int, 4> readers;  // Of a root: nodes, each once.
 };
 
@@ -67,7 +68,7 @@ struct SharedBuffer {
   int first_value = 0;          // The root that opened it.
   int64_t bytes = 0;            // Aligned.
   int64_t first = 0, last = 0;  // Positions in the order, inclusive; inputs: first = 0; outputs: to the last position.
-  int state = -1;               // The state input whose buffer this is; it is live always.
+  int state = -1;               // The state input whose buffer this is; it is live always. Caches are the program's.
 };
 
 struct Sharing {
@@ -79,8 +80,8 @@ struct Sharing {
 
 // Live ranges over `order`, to the byte: results are there before operands are freed; a result takes over the buffer of
 // an operand where the row allows it and the operand dies there; a donated output is written into its state's buffer;
-// inputs are live from the start to their last reader, outputs to the end. Inputs other than donated states are never
-// written. REQUIRES: `order` is a permutation of the nodes that respects their successors.
+// inputs are live from the start to their last reader, outputs to the end. Inputs that are not donated are never
+// written; caches are live throughout. REQUIRES: `order` is a permutation of the nodes that respects their successors.
 Sharing ShareBuffers(const PlanGraph& graph, absl::Span<const int> order);
 
 // Respects data edges, donations and the order of collectives. The best of several list schedules by ShareBuffers'

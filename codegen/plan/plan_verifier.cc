@@ -94,8 +94,8 @@ class PlanVerifier {
     const absl::StatusOr<Target> target = ParseTarget(plan_.target());
     if (!target.ok()) return Bad(target.status().message());
     const int64_t a = plan_.alignment();
-    if (a < 1 || a > (int64_t{1} << 20) || (a & (a - 1)) != 0) {
-      return Bad("alignment ", a, "; expected a power of two up to 2^20");
+    if (a < kPlanAlignment || a > (int64_t{1} << 20) || (a & (a - 1)) != 0) {
+      return Bad("alignment ", a, "; expected a power of two from ", kPlanAlignment, " to 2^20");
     }
     if (plan_.arena_bytes() < 0 || plan_.arena_bytes() > kMaxArenaBytes) {
       return Bad("arena of ", plan_.arena_bytes(), " bytes; expected 0 to ", kMaxArenaBytes);
@@ -186,6 +186,10 @@ class PlanVerifier {
       }
       const absl::StatusOr<Init> init = ParseInit(placement.state().init());
       if (!init.ok()) return Bad("state \"", name, "\": ", init.status().message());
+      if (init->kind != Init::Kind::kZeros && type.dtype != DType::kF32) {
+        return Bad("state \"", name, "\": ", type.ToString(), " begins as ", placement.state().init(),
+                   "; other than f32 begin as zeros");
+      }
       const auto& logical = placement.state().logical_dims();
       if (!logical.empty()) {
         bool fits = logical.size() == type.rank();
@@ -355,6 +359,13 @@ class PlanVerifier {
           if (type != this->type(input.tensor())) {
             return Bad(what, ": tensor ", Name(input.tensor()), ", the state is ", type.ToString());
           }
+        } else if (*role == Role::kCache) {
+          const int last = std::max(program_.instructions_size(), 1) - 1;
+          if (buffer.program() != index_ || buffer.first() != 0 || buffer.last() != last) {
+            return Bad(what, ": ", parent_.BufferName(tensor(input.tensor()).buffer()),
+                       "; a cache's buffer is the program's own and live from 0 to ", last);
+          }
+          caches_.push_back(tensor(input.tensor()).buffer());
         } else if (buffer.program() != index_ || buffer.first() != 0) {
           return Bad(what, ": ", parent_.BufferName(tensor(input.tensor()).buffer()),
                      "; an input's buffer is the program's own and live from 0");
@@ -531,7 +542,9 @@ class PlanVerifier {
           return Bad(what, ": donates input ", output.donates(), " of ", program_.inputs_size());
         }
         const proto::ProgramInput& input = program_.inputs(output.donates());
-        if (!IsState(*ParseRole(input.role()))) return Bad(what, ": input \"", input.name(), "\" is no state");
+        if (!IsDonated(*ParseRole(input.role()))) {
+          return Bad(what, ": input \"", input.name(), "\" is no state and no cache");
+        }
         if (!SameBytes(input.tensor(), output.tensor()) || type(input.tensor()) != type(output.tensor())) {
           return Bad(what, ": ", Name(output.tensor()), " does not take over the buffer of its input ",
                      Name(input.tensor()));
@@ -542,6 +555,9 @@ class PlanVerifier {
         if (plan_.buffers(b).program() == -1 && written_[static_cast<size_t>(b)] && donated_buffers.count(b) == 0) {
           return Bad(parent_.BufferName(b), ": the state is written, but no output donates it");
         }
+      }
+      for (const int b : caches_) {
+        if (donated_buffers.count(b) == 0) return Bad(parent_.BufferName(b), ": the cache is not donated by an output");
       }
       return absl::OkStatus();
     }
@@ -555,6 +571,7 @@ class PlanVerifier {
     std::vector<std::vector<int>> valid_in_;  // By buffer: the tensors that still hold their value.
     std::vector<int> clobbered_by_;           // By tensor: what was written over it, or -1.
     std::vector<bool> written_;               // By buffer.
+    std::vector<int> caches_;                 // Buffers.
   };
 
   const proto::PlanProto& plan_;

@@ -55,6 +55,11 @@ int64_t CpuAttentionBackwardWorkspace(absl::Span<const TensorType> operands, abs
   return CpuAttentionWorkspaceOf(operands, attrs, /*backward=*/true);
 }
 
+// Each head's sums.
+int64_t CpuCachedAttentionWorkspace(absl::Span<const TensorType>, absl::Span<const TensorType> results, const Attrs&) {
+  return F32Bytes(results[0].num_elements());
+}
+
 int64_t CpuChunkedLossWorkspace(absl::Span<const TensorType> operands, absl::Span<const TensorType>,
                                 const Attrs& attrs) {
   return TileCpuChunkedLoss(operands[0], operands[1], attrs).workspace_bytes;
@@ -82,6 +87,7 @@ constexpr WorkspaceRow kCpuRows[] = {
     {"flash_attention_backward", CpuAttentionBackwardWorkspace},
     {"flash_attention_packed", CpuAttentionWorkspace},
     {"flash_attention_packed_backward", CpuAttentionBackwardWorkspace},
+    {"cached_attention", CpuCachedAttentionWorkspace},
     {"chunked_loss", CpuChunkedLossWorkspace},
     {"chunked_loss_grad", CpuChunkedLossWorkspace},
     {"chunked_loss_bias_grad", CpuChunkedLossWorkspace},

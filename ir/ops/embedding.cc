@@ -8,19 +8,21 @@
 namespace mt {
 namespace {
 
-absl::Status CheckIds(const TensorType& ids, const TensorType& order) {
-  if (ids.dtype != DType::kI32) {
-    return absl::InvalidArgumentError(absl::StrCat("operand ids is ", ids.ToString(), "; its dtype must be i32"));
-  }
+absl::Status CheckIds(const TensorType& ids) {
+  if (ids.dtype == DType::kI32) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("operand ids is ", ids.ToString(), "; its dtype must be i32"));
+}
+absl::Status CheckOrder(const TensorType& order, const TensorType& ids) {
   return CheckIs("order", order, {DType::kI32, {ids.num_elements()}}, "one position for each element of ids");
 }
 
-absl::StatusOr<std::vector<TensorType>> InferEmbedding(absl::Span<const TensorType> operands, const Attrs&) {
+absl::StatusOr<std::vector<TensorType>> InferEmbedding(absl::Span<const TensorType> operands, const Attrs& attrs) {
   const TensorType &table = operands[0], &ids = operands[1];
   RETURN_IF_ERROR(CheckFloat("table", table));
   RETURN_IF_ERROR(CheckRank("table", table, 2, 2));
   RETURN_IF_ERROR(CheckRank("ids", ids, 0, kMaxRank - 1));
-  RETURN_IF_ERROR(CheckIds(ids, operands[2]));
+  RETURN_IF_ERROR(CheckIds(ids));
+  if (attrs.Bool("order")) RETURN_IF_ERROR(CheckOrder(operands[2], ids));
   TensorType result = {table.dtype, ids.dims};
   result.dims.push_back(table.dim(1));
   return std::vector<TensorType>{result};
@@ -28,6 +30,9 @@ absl::StatusOr<std::vector<TensorType>> InferEmbedding(absl::Span<const TensorTy
 
 absl::Status GradEmbedding(GradContext& c) {
   const absl::Span<const Value> operands = c.node.operands();
+  if (!c.node.attrs().Bool("order")) {
+    return absl::UnimplementedError("embedding with order=false has no gradient; give it the order of its ids");
+  }
   c.operand_grads[0] = c.builder.Op("embedding_backward", {c.result_grads[0], operands[1], operands[2]},
                                     {{"vocab", operands[0].type().dim(0)}}, c.node.name());
   return c.builder.status();
@@ -66,7 +71,8 @@ absl::StatusOr<std::vector<TensorType>> InferEmbeddingBackward(absl::Span<const 
   const TensorType &dy = operands[0], &ids = operands[1];
   RETURN_IF_ERROR(CheckFloat("dy", dy));
   RETURN_IF_ERROR(CheckRank("dy", dy, 1));
-  RETURN_IF_ERROR(CheckIds(ids, operands[2]));
+  RETURN_IF_ERROR(CheckIds(ids));
+  RETURN_IF_ERROR(CheckOrder(operands[2], ids));
   if (AllButLast(dy) != absl::MakeConstSpan(ids.dims)) {
     return absl::InvalidArgumentError(absl::StrCat("operand dy is ", dy.ToString(), ", ids is ", ids.ToString(),
                                                    "; dy must have one row for each id"));
@@ -122,9 +128,12 @@ std::vector<OpSample> SamplesEmbeddingBackward() {
           {.operands = {F16({2, 5, 6}), Ids({2, 5}, 11), OrderOf(1, 10), F32({11, 6})}, .attrs = accumulate}};
 }
 
-constexpr absl::string_view kOperands[] = {"table", "ids", "order"}, kResults[] = {"y"};
+constexpr absl::string_view kOperands[] = {"table", "ids", "order?"}, kResults[] = {"y"};
 constexpr absl::string_view kBackwardOperands[] = {"dy", "ids", "order", "accumulator?"},
                             kBackwardResults[] = {"dtable"};
+constexpr AttrSpec kAttrs[] = {
+    {"order", AttrKind::kBool, "a last operand is the order that the gradient needs", "true"},
+};
 constexpr AttrSpec kBackwardAttrs[] = {
     {"vocab", AttrKind::kInt, "rows of the table"},
     {"accumulator", AttrKind::kBool, "the gradient is added to a last operand, in place", "false"},
@@ -139,6 +148,7 @@ absl::Span<const OpDef> EmbeddingOps() {
                   "gradient. Ids must be in [0, V).",
        .operands = kOperands,
        .results = kResults,
+       .attrs = kAttrs,
        .infer = InferEmbedding,
        .grad = GradEmbedding,
        .reference = [](const Attrs&, auto operands, auto results) { ReferenceEmbedding(operands, results); },

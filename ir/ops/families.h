@@ -16,6 +16,7 @@ absl::Span<const OpDef> PositionOps();
 absl::Span<const OpDef> HeadOps();
 absl::Span<const OpDef> SoftmaxOps();
 absl::Span<const OpDef> AttentionOps();
+absl::Span<const OpDef> CachedAttentionOps();
 absl::Span<const OpDef> NormalizationOps();
 absl::Span<const OpDef> LossOps();
 absl::Span<const OpDef> ChunkedLossOps();

@@ -20,8 +20,8 @@ namespace mt {
 namespace {
 
 using Family = absl::Span<const CpuKernel> (*)();
-constexpr Family kFamilies[] = {CpuMatmulKernels, CpuRowKernels,       CpuAttentionKernels, CpuChunkedLossKernels,
-                                CpuDataKernels,   CpuOptimizerKernels, CpuFusedKernels};
+constexpr Family kFamilies[] = {CpuMatmulKernels,      CpuRowKernels,  CpuAttentionKernels, CpuCachedAttentionKernels,
+                                CpuChunkedLossKernels, CpuDataKernels, CpuOptimizerKernels, CpuFusedKernels};
 
 class CpuBackend : public Backend {
  public:

@@ -504,13 +504,18 @@ absl::StatusOr<Thunk> BindReduceMax(const KernelCall& call, ThreadPool& pool) {
 absl::StatusOr<Thunk> BindEmbedding(const KernelCall& call, ThreadPool& pool) {
   const Tensor& table = call.operands[0];
   const int64_t row_bytes = table.type.dim(1) * ByteSize(table.type.dtype);
-  const int64_t n = call.operands[1].type.num_elements();
+  const int64_t n = call.operands[1].type.num_elements(), rows = table.type.dim(0);
   const int64_t per_task = std::max<int64_t>(1, kElementsPerTask / table.type.dim(1));
   return ParallelThunk(pool, CeilDiv(n, per_task),
                        [from = table.data, to = call.results[0].data, ids = call.operands[1].as<int32_t>(), row_bytes,
-                        n, per_task](int64_t task) {
+                        n, rows, per_task](int64_t task) {
+                         const size_t bytes = static_cast<size_t>(row_bytes);
                          for (int64_t i = task * per_task; i < std::min(n, (task + 1) * per_task); ++i) {
-                           std::memcpy(to + i * row_bytes, from + ids[i] * row_bytes, static_cast<size_t>(row_bytes));
+                           if (0 <= ids[i] && ids[i] < rows) {
+                             std::memcpy(to + i * row_bytes, from + ids[i] * row_bytes, bytes);
+                           } else {
+                             std::memset(to + i * row_bytes, 0xff, bytes);  // NaN: there is no such row.
+                           }
                          }
                        });
 }
@@ -529,10 +534,14 @@ template <typename T>
 MT_CPU_INLINE void EmbeddingBackward(const EmbeddingBackwardArgs& a, int64_t task) {
   const int64_t begin = task * a.vocab_per_task, end = std::min(a.vocab, begin + a.vocab_per_task), n = a.width;
   const int64_t result_bytes = a.result == DType::kF32 ? 4 : 2;
+  // What is no position has no id of the table: nothing beside the operands is read, whatever they hold.
+  const auto id_at = [&](int64_t k) -> int64_t {
+    return 0 <= a.order[k] && a.order[k] < a.positions ? a.ids[a.order[k]] : a.vocab;
+  };
   int64_t low = 0, high = a.positions;  // The first place in `order` with an id >= begin.
   while (low < high) {
     const int64_t middle = (low + high) / 2;
-    if (a.ids[a.order[middle]] < begin) {
+    if (id_at(middle) < begin) {
       low = middle + 1;
     } else {
       high = middle;
@@ -541,7 +550,7 @@ MT_CPU_INLINE void EmbeddingBackward(const EmbeddingBackwardArgs& a, int64_t tas
   const bool in_place = a.accumulator == a.dtable;
   for (int64_t v = begin; v < end; ++v) {
     const int64_t first = low;
-    while (low < a.positions && a.ids[a.order[low]] == v) ++low;
+    while (low < a.positions && id_at(low) == v) ++low;
     std::byte* to = a.dtable + v * n * result_bytes;
     if (low == first) {
       if (a.accumulator == nullptr) {
@@ -616,8 +625,33 @@ MT_CPU_INLINE void Turn(const Frequency& frequency, int64_t t, int64_t n, F f) {
   }
 }
 
+// cos and sin of t * frequency, the bits that Turn gives for t among others.
+MT_CPU_INLINE void TurnTo(const Frequency& frequency, int64_t t, float* cos, float* sin) {
+  Turn(frequency, t / kTurns * kTurns, t % kTurns + 1, [&](int64_t, float c, float s) {
+    *cos = c;
+    *sin = s;
+  });
+}
+
+// The operand "position", or null.
+const int32_t* PositionOf(const KernelCall& call) {
+  return call.attrs.Bool("position") ? call.operands.back().as<int32_t>() : nullptr;
+}
+
 absl::StatusOr<Thunk> BindSinusoid(const KernelCall& call, ThreadPool& pool) {
   const int64_t length = call.attrs.Int("length"), width = call.attrs.Int("width");
+  if (const int32_t* position = PositionOf(call)) {
+    return ParallelThunk(pool, length,
+                         [y = call.results[0].as<float>(), width, position,
+                          frequencies = Frequencies(10000.0, width, CeilDiv(width, 2))](int64_t t) {
+                           for (int64_t j = 0; j < width; j += 2) {
+                             float c, s;
+                             TurnTo((*frequencies)[static_cast<size_t>(j / 2)], *position + t, &c, &s);
+                             y[t * width + j] = s;
+                             if (j + 1 < width) y[t * width + j + 1] = c;
+                           }
+                         });
+  }
   return ParallelThunk(pool, CeilDiv(length, kTurns),
                        [y = call.results[0].as<float>(), length, width,
                         frequencies = Frequencies(10000.0, width, CeilDiv(width, 2))](int64_t task) {
@@ -639,6 +673,7 @@ struct RopeArgs {
   int64_t outer, length, half;  // x [outer, length, 2 half]
   bool inverse, interleaved;
   const Frequency* frequencies;  // [half]
+  const int32_t* position;       // Of row 0; null: 0.
 };
 
 // Rotates the pairs [first, first + n) of one row.
@@ -676,6 +711,13 @@ MT_CPU_INLINE void Rope(const RopeArgs& a, int64_t task) {
         for (int64_t k = 0; k < positions; ++k) cos[k][i] = sin[k][i] = 0;
         continue;
       }
+      if (a.position != nullptr) {
+        for (int64_t k = 0; k < positions; ++k) {
+          TurnTo(a.frequencies[first + i], *a.position + t + k, &cos[k][i], &sin[k][i]);
+          if (a.inverse) sin[k][i] = -sin[k][i];
+        }
+        continue;
+      }
       Turn(a.frequencies[first + i], t, positions, [&](int64_t k, float c, float s) {
         cos[k][i] = c;
         sin[k][i] = a.inverse ? -s : s;
@@ -704,7 +746,8 @@ absl::StatusOr<Thunk> BindRope(const KernelCall& call, ThreadPool& pool) {
                          .half = type.dim(-1) / 2,
                          .inverse = call.attrs.Bool("inverse"),
                          .interleaved = call.attrs.Bool("interleaved"),
-                         .frequencies = frequencies->data()};
+                         .frequencies = frequencies->data(),
+                         .position = PositionOf(call)};
   return ParallelThunk(pool, CeilDiv(args.length, kTurns),
                        [args, kernel, frequencies](int64_t task) { kernel(args, task); });
 }

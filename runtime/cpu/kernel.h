@@ -23,6 +23,7 @@ struct CpuKernel {
 absl::Span<const CpuKernel> CpuMatmulKernels();
 absl::Span<const CpuKernel> CpuRowKernels();  // normalizations, softmax, loss
 absl::Span<const CpuKernel> CpuAttentionKernels();
+absl::Span<const CpuKernel> CpuCachedAttentionKernels();
 absl::Span<const CpuKernel> CpuChunkedLossKernels();
 absl::Span<const CpuKernel> CpuDataKernels();  // shape ops, reductions, embedding, rope, heads, global norm
 absl::Span<const CpuKernel> CpuOptimizerKernels();
