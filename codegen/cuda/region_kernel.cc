@@ -6,8 +6,9 @@
 //            over the rows as well, a block for each chunk of rows.
 //
 // A row is gone through once for each sum that depends on the one before. What a later pass needs again is held in
-// registers, or computed again where a row is too wide: the same bits. Results are stored in the last pass, each
-// element by the thread that read its operands, so a result may be written over an operand.
+// registers, or computed again where a row is too wide: the same bits. A warp that goes through many rows copies the
+// next ones into shared memory meanwhile (sm_80 and later). Results are stored in the last pass, each element by the
+// thread that read its operands, so a result may be written over an operand.
 #include <algorithm>
 #include <set>
 #include <string>
@@ -29,6 +30,9 @@ namespace {
 using Kind = RegionStep::Kind;
 
 constexpr int64_t kBlock = 256;
+// Rows of a warp that wait in shared memory, with the one it works on, and the bytes that those of a block may take:
+// what all chips with asynchronous copies have.
+constexpr int64_t kStages = 2, kMostStageBytes = int64_t{96} << 10;
 
 std::string PrimText(const RegionStep& step, absl::string_view a, absl::string_view b, absl::string_view c) {
   switch (step.prim) {
@@ -143,12 +147,31 @@ class RegionWriter {
                         ") {\n");
   }
 
+  // Whether a value is read as 1 + v and v v alone. Only an op's own expression adds the constant 1, so that this does
+  // not depend on what is fused.
+  bool IsNearOne(int v) const {
+    bool added = false, other = false;
+    for (const RegionStep& step : region_.steps) {
+      if (step.a != v && step.b != v && step.c != v) continue;
+      const int with = step.a == v ? step.b : step.a;
+      const bool adds_one = step.kind == Kind::kPrim && step.prim == Prim::kAdd && with != v &&
+                            StepAt(with).kind == Kind::kConstant && StepAt(with).constant == 1;
+      const bool squares = step.kind == Kind::kPrim && step.prim == Prim::kMul && step.a == v && step.b == v;
+      added = added || adds_one;
+      other = other || !(adds_one || squares);
+    }
+    for (const RegionResult& result : region_.results) other = other || result.value == v;
+    return added && !other;
+  }
+
   std::string ScalarText(int v) const {
     const RegionStep& s = StepAt(v);
     if (s.kind == Kind::kConstant) return FloatLiteral(s.constant);
     if (s.kind == Kind::kRow) {
       return absl::StrCat("ToFloat(p", s.index, "[", ExtentAt(v) == Extent::kOne ? "0" : "row", "])");
     }
+    if (s.kind == Kind::kPrim && s.prim == Prim::kTanh && IsNearOne(v))
+      return absl::StrCat("TanhNearOne(", V(s.a), ")");
     return PrimText(s, s.a < 0 ? "" : V(s.a), s.b < 0 ? "" : V(s.b), s.c < 0 ? "" : V(s.c));
   }
 
@@ -166,7 +189,12 @@ class RegionWriter {
     std::string text;
     for (int v = 0; v < static_cast<int>(region_.steps.size()); ++v) {
       if (ExtentAt(v) != Extent::kRow || StageAt(v) != stage || StepAt(v).kind == Kind::kRowSum) continue;
-      absl::StrAppend(&text, "    const float v", v, " = ", ScalarText(v), ";\n");
+      if (stage_bytes_ > 0 && StepAt(v).kind == Kind::kRow) {
+        absl::StrAppend(&text, "    const float v", v, " = n", v, ";\n    if (row + ", kCudaRowLanes, " < last) n", v,
+                        " = ToFloat(p", StepAt(v).index, "[row + ", kCudaRowLanes, "]);\n");
+      } else {
+        absl::StrAppend(&text, "    const float v", v, " = ", ScalarText(v), ";\n");
+      }
     }
     return text;
   }
@@ -193,7 +221,8 @@ class RegionWriter {
       Pass& pass = passes_[static_cast<size_t>(stage)];
       if (pass.computed.count(v) != 0 || pass.held.count(v) != 0) return;
       const RegionStep& step = StepAt(v);
-      const bool reloads = step.kind == Kind::kLoad && OperandOf(step).num_elements() < elements_;
+      const bool reloads =
+          step.kind == Kind::kLoad && (OperandOf(step).num_elements() < elements_ || StagedAt(step.index) >= 0);
       if (hold && made[static_cast<size_t>(v)] >= 0 && !reloads) {
         pass.held.insert(v);
         kept_.insert(v);
@@ -242,6 +271,11 @@ class RegionWriter {
           line("#pragma unroll");
           line("for (int i = 0; i < ", vector, "; ++i) x", v, "[i] = ToFloat(p", step.index, "[",
                absl::StrReplaceAll(gather, {{"@", absl::StrCat("(", e, " + i)")}}), "]);");
+          continue;
+        }
+        if (const int64_t at = StagedAt(step.index); at >= 0) {
+          line("Load<", vector, ", false>((const ", CudaType(OperandOf(step).dtype), "*)(stage + ", at, ") + c, x", v,
+               ");");
           continue;
         }
         line("Load<", vector, ", ", MayBeOverwritten(step.index) ? "false" : "true", ">(p", step.index, " + ",
@@ -401,6 +435,61 @@ class RegionWriter {
     return absl::OkStatus();
   }
 
+  int64_t StagedAt(int64_t operand) const { return staged_.empty() ? -1 : staged_[static_cast<size_t>(operand)]; }
+
+  // Chooses the operands of which a warp copies whole rows into shared memory ahead of time, if any.
+  void PlanStages(int64_t width, int64_t vector) {
+    if (call_.target.sm < 80 || vector != 8 || index_ != "u32") return;
+    staged_.assign(call_.operands.size(), -1);
+    for (const RegionStep& step : region_.steps) {
+      if (step.kind != Kind::kLoad || OperandOf(step).num_elements() != elements_ || StagedAt(step.index) >= 0)
+        continue;
+      staged_[static_cast<size_t>(step.index)] = stage_bytes_;
+      stage_bytes_ += width * ByteSize(OperandOf(step).dtype);
+    }
+    if (kCudaRowLanes * kStages * stage_bytes_ > kMostStageBytes) {
+      staged_.clear();
+      stage_bytes_ = 0;
+    }
+  }
+
+  // fetch(row, slot): copies a row of each of these operands into one of the warp's slots.
+  std::string FetchText(int64_t width, int64_t slots) const {
+    std::string text = absl::StrCat(
+        "  extern __shared__ Bytes16 dynamic[];\n  u8* const mine = (u8*)dynamic + threadIdx.x / 32 * ",
+        kStages * stage_bytes_, ";\n  const auto fetch = [&](u32 row, u32 slot) {\n    u8* const to = mine + slot * ",
+        stage_bytes_, ";\n#pragma unroll\n    for (int j = 0; j < ", slots,
+        "; ++j) {\n      const u32 c = (j * 32 + lane) * 8;\n");
+    if (slots * 32 * 8 != width) absl::StrAppend(&text, "      if (c >= ", width, ") continue;\n");
+    for (size_t i = 0; i < staged_.size(); ++i) {
+      if (staged_[i] < 0) continue;
+      const int64_t size = ByteSize(call_.operands[i].dtype);
+      for (int64_t at = 0; at < 8 * size; at += 16) {
+        absl::StrAppend(&text, "      CopyAsync(to + ", staged_[i] + at, " + c * ", size, ", (const u8*)(p", i,
+                        " + row * ", width, " + c) + ", at, ");\n");
+      }
+    }
+    return absl::StrCat(text, "    }\n  };\n");
+  }
+
+  // A warp's way through its rows of a chunk. A lane reads what it copied itself, so that none waits for another.
+  std::string StagedRows(const std::string& passes) const {
+    const int64_t step = kCudaRowLanes, ahead = kStages - 1;
+    std::string text = "  const u32 begin = first + threadIdx.x / 32;\n";
+    for (int v = 0; v < static_cast<int>(region_.steps.size()); ++v) {
+      if (StepAt(v).kind != Kind::kRow || ExtentAt(v) != Extent::kRow) continue;
+      absl::StrAppend(&text, "  float n", v, " = begin < last ? ToFloat(p", StepAt(v).index, "[begin]) : 0.0f;\n");
+    }
+    absl::StrAppend(&text, "#pragma unroll\n  for (u32 s = 0; s < ", ahead, "; ++s) {\n    if (begin + s * ", step,
+                    " < last) fetch(begin + s * ", step, ", s);\n    CommitAsync();\n  }\n  u32 slot = 0;\n",
+                    "#pragma unroll 1\n  for (u32 row = begin; row < last; row += ", step, ") {\n    if (row + ",
+                    ahead * step, " < last) fetch(row + ", ahead * step, ", slot == 0 ? ", ahead,
+                    " : slot - 1);\n    CommitAsync();\n    WaitAsync<", ahead,
+                    ">();\n    const u8* const stage = mine + slot * ", stage_bytes_, ";\n    slot = slot == ", ahead,
+                    " ? 0 : slot + 1;\n", passes, "  }\n");
+    return text;
+  }
+
   // The passes over one row, `row`.
   std::string RowPasses(int64_t threads, int64_t vector, int64_t slots, bool unroll) const {
     std::string text;
@@ -442,8 +531,11 @@ class RegionWriter {
     const int64_t width = region_.width, threads = RowThreads(width), vector = RowVector(width);
     const int64_t slots = CeilDiv(width, threads * vector), held = slots * vector;
     const int64_t count = static_cast<int64_t>(columns_.size());
+    const bool one_warp = threads == 32;
+    if (one_warp && count > 0) PlanStages(width, vector);
+    const bool staged = stage_bytes_ > 0;
     // Registers of a thread that arrays may take, beside the vectors in flight.
-    const int64_t allowed = threads <= 256 ? 160 : threads == 512 ? 72 : 24;
+    const int64_t allowed = staged ? 100 : threads <= 256 ? 160 : threads == 512 ? 72 : 24;
     PlanPasses(true);
     const bool hold = (static_cast<int64_t>(kept_.size()) + count) * held <= allowed;
     if (!hold) PlanPasses(false);
@@ -453,9 +545,9 @@ class RegionWriter {
                                                    " beside sums over each row; the ", "largest such width is ",
                                                    threads * (128 / count)));
     }
-    const bool one_warp = threads == 32;
     const int64_t block = one_warp ? kBlock : threads, rows = region_.rows;
-    std::string text = Signature(block, count > 0, one_warp && count > 0 ? 2 : 1);
+    // Rows that wait in shared memory keep the memory busy without a second block, and its registers are better used.
+    std::string text = Signature(block, count > 0, one_warp && count > 0 && (hold || !staged) ? 2 : 1);
     const std::string index(index_);
     absl::StrAppend(
         &text, "  ",
@@ -479,8 +571,16 @@ class RegionWriter {
     std::string clear, add;
     for (int64_t k = 0; k < count; ++k) absl::StrAppend(&clear, "  float a", k, "[", slots, "][", vector, "] = {};\n");
     if (one_warp) {
-      absl::StrAppend(&text, "  __shared__ float shared[", kCudaRowLanes, "][", width, "];\n", clear, "  for (", index,
-                      " row = first + threadIdx.x / 32; row < last; row += ", kCudaRowLanes, ") {\n", passes, "  }\n");
+      if (staged) {
+        launch.shared_bytes = kCudaRowLanes * std::max(kStages * stage_bytes_, width * 4);
+        absl::StrAppend(&text, FetchText(width, slots), clear, StagedRows(passes),
+                        "  __syncthreads();\n  float(&shared)[", kCudaRowLanes, "][", width, "] = *(float(*)[",
+                        kCudaRowLanes, "][", width, "])dynamic;\n");
+      } else {
+        absl::StrAppend(&text, "  __shared__ float shared[", kCudaRowLanes, "][", width, "];\n", clear, "  for (",
+                        index, " row = first + threadIdx.x / 32; row < last; row += ", kCudaRowLanes, ") {\n", passes,
+                        "  }\n");
+      }
       for (int64_t k = 0; k < count; ++k) {
         absl::StrAppend(&text, "#pragma unroll\n  for (int j = 0; j < ", slots,
                         "; ++j) {\n    const u32 c = (j * 32 + lane) * ", vector,
@@ -526,6 +626,8 @@ class RegionWriter {
   bool in_row_ = false;  // `c` is the column of an element.
   std::vector<Pass> passes_;
   std::set<int> kept_;
+  std::vector<int64_t> staged_;  // Of each operand, where its row is in a slot; -1: read where it lies. May be empty.
+  int64_t stage_bytes_ = 0;      // Of one slot.
 };
 
 // The place in an operand that broadcasts to `to`, of element @.
