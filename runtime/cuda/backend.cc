@@ -20,6 +20,7 @@
 #include "runtime/cuda/driver.h"
 #include "runtime/cuda/matmul_timer.h"
 #include "runtime/cuda/nvml.h"
+#include "runtime/step_dependencies.h"
 
 namespace mt {
 namespace {
@@ -91,6 +92,22 @@ class CudaBackend : public Backend {
   absl::Status Status(CUresult result, absl::string_view what) const { return CudaStatus(driver_, result, what); }
   absl::StatusOr<Thunk> BindLaunch(const KernelCall& call, const proto::CudaLaunchProto& launch);
   absl::Status EncodeTensorMap(const proto::CudaTensorMapProto& map, CUdeviceptr at, CUtensorMap* to) const;
+  // A part of an instruction, and the memory that it reads and writes.
+  struct Step {
+    Thunk run;
+    std::vector<MemoryAccess> accesses;
+    bool is_matmul = false;
+  };
+  // A program while it is captured.
+  struct Recording {
+    StepDependencies dependencies;
+    std::vector<std::vector<CUgraphNode>> nodes;  // Of each step, the last ones.
+    int last_large = -1;
+  };
+  std::vector<MemoryAccess> AccessesOf(const KernelCall& call, const proto::CudaStepProto& step) const;
+  void RunStep(const Step& step);
+  // What is captured next waits for these steps alone.
+  void WaitForSteps(const std::vector<int>& steps);
   // Where a place lies: the verifier has seen that it is one.
   static CUdeviceptr PlaceOf(const KernelCall& call, const proto::CudaPlaceProto& place);
 
@@ -100,6 +117,9 @@ class CudaBackend : public Backend {
 
   static constexpr int64_t kStagingBytes = int64_t{4} << 20;
   static constexpr size_t kEvents = 64;
+  // A step over more bytes keeps the whole device busy, as a matmul does: in a graph these run one after another, all
+  // others as soon as they may.
+  static constexpr uint64_t kLargeBytes = uint64_t{40} << 20;
 
   const CudaDriver& driver_;
   const CudaDeviceInfo info_;
@@ -123,6 +143,7 @@ class CudaBackend : public Backend {
   std::unique_ptr<MatmulTimer> matmul_timer_;
   std::vector<CUmodule> modules_;
   std::vector<CUgraphExec> graphs_;
+  Recording* recording_ = nullptr;  // While a graph is captured.
 };
 
 CudaBackend::~CudaBackend() {
@@ -405,15 +426,77 @@ absl::StatusOr<Thunk> CudaBackend::BindLaunch(const KernelCall& call, const prot
   });
 }
 
+// Kernels read their operands and write their results and workspaces, which they may read as well.
+std::vector<MemoryAccess> CudaBackend::AccessesOf(const KernelCall& call, const proto::CudaStepProto& step) const {
+  std::vector<MemoryAccess> accesses;
+  // `bytes` -1: up to the end of the operand, the result or the workspace.
+  const auto add = [&](const proto::CudaPlaceProto& place, int64_t bytes, bool writes) {
+    const uint64_t begin = PlaceOf(call, place);
+    const size_t index = static_cast<size_t>(place.index());
+    int64_t whole = call.workspace_bytes;
+    if (place.base() == proto::CudaPlaceProto::OPERAND) whole = call.operands[index].type.byte_size();
+    if (place.base() == proto::CudaPlaceProto::RESULT) whole = call.results[index].type.byte_size();
+    accesses.push_back({begin, begin + static_cast<uint64_t>(bytes < 0 ? whole - place.byte_offset() : bytes), writes});
+  };
+  if (step.has_launch()) {
+    for (const proto::CudaPlaceProto& place : step.launch().arguments()) {
+      add(place, -1, place.base() != proto::CudaPlaceProto::OPERAND);
+    }
+  } else if (step.has_matmul()) {
+    const proto::CudaMatmulProto& m = step.matmul();
+    const auto span = [&](int64_t stride, int64_t elements, const std::string& dtype) {
+      return ((m.batch() - 1) * stride + elements) * (dtype == "f32" ? 4 : 2);
+    };
+    const int64_t result_bytes = span(m.stride_d(), m.m() * m.n(), m.result_dtype());
+    add(m.a(), span(m.stride_a(), m.m() * m.k(), m.dtype()), false);
+    add(m.b(), span(m.stride_b(), m.k() * m.n(), m.dtype()), false);
+    add(m.d(), result_bytes, true);
+    if (m.has_bias()) add(m.bias(), span(0, m.n(), m.result_dtype()), false);
+    if (m.has_accumulator()) add(m.accumulator(), result_bytes, false);
+  } else if (step.has_fill()) {
+    add(step.fill().place(), step.fill().bytes(), true);
+  }
+  return accesses;
+}
+
+void CudaBackend::WaitForSteps(const std::vector<int>& steps) {
+  std::vector<CUgraphNode> nodes;
+  for (const int step : steps) {
+    const std::vector<CUgraphNode>& last = recording_->nodes[static_cast<size_t>(step)];
+    nodes.insert(nodes.end(), last.begin(), last.end());
+  }
+  Must(driver_.cuStreamUpdateCaptureDependencies_v2(stream_, nodes.data(), nullptr, nodes.size(),
+                                                    CU_STREAM_SET_CAPTURE_DEPENDENCIES),
+       "ordering a graph");
+}
+
+void CudaBackend::RunStep(const Step& step) {
+  if (recording_ == nullptr) return step.run();
+  uint64_t bytes = 0;
+  for (const MemoryAccess& access : step.accesses) bytes += access.end - access.begin;
+  const bool is_large = step.is_matmul || bytes > kLargeBytes;
+  const int number = recording_->dependencies.size();
+  WaitForSteps(recording_->dependencies.Add(step.accesses, is_large ? recording_->last_large : -1));
+  if (is_large) recording_->last_large = number;
+  step.run();
+  CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
+  const CUgraphNode* last = nullptr;
+  const void* edges = nullptr;
+  size_t count = 0;
+  Must(driver_.cuStreamGetCaptureInfo_v3(stream_, &status, nullptr, nullptr, &last, &edges, &count), "capturing");
+  recording_->nodes.emplace_back(last, last + count);
+}
+
 absl::StatusOr<Thunk> CudaBackend::Bind(const KernelCall& call) {
   if (call.cuda == nullptr || call.cuda->steps().empty()) {
     return absl::FailedPreconditionError("the plan holds no device code for it; compile the plan again with this mtc");
   }
-  std::vector<Thunk> thunks;
+  std::vector<Step> steps;
   for (const proto::CudaStepProto& step : call.cuda->steps()) {
+    std::vector<MemoryAccess> accesses = AccessesOf(call, step);
+    Thunk run;
     if (step.has_launch()) {
-      ASSIGN_OR_RETURN(Thunk thunk, BindLaunch(call, step.launch()));
-      thunks.push_back(std::move(thunk));
+      ASSIGN_OR_RETURN(run, BindLaunch(call, step.launch()));
     } else if (step.has_matmul()) {
       const proto::CudaMatmulProto& m = step.matmul();
       CudaMatmulPointers at;
@@ -425,31 +508,38 @@ absl::StatusOr<Thunk> CudaBackend::Bind(const KernelCall& call) {
       if (m.workspace_bytes() > 0) at.workspace = PlaceOf(call, m.workspace());
       ASSIGN_OR_RETURN(std::shared_ptr<const CublasLtMatmul> matmul, cublaslt_->Bind(m, at, stream_));
       ASSIGN_OR_RETURN(std::string algorithm, matmul_timer_->Choose(m, at, *matmul));
-      thunks.push_back([matmul = std::move(matmul), algorithm = std::move(algorithm)] {
+      if (const int64_t bytes = matmul->WorkspaceBytes(algorithm); bytes > 0 && at.workspace != 0) {
+        accesses.push_back({at.workspace, at.workspace + static_cast<uint64_t>(bytes), true});
+      }
+      run = [matmul = std::move(matmul), algorithm = std::move(algorithm)] {
         const absl::Status status = matmul->Run(algorithm);
         CHECK(status.ok()) << status;
-      });
+      };
     } else if (step.has_fill()) {
       const CUdeviceptr at = PlaceOf(call, step.fill().place());
       const uint8_t value = static_cast<uint8_t>(step.fill().value());
       const size_t bytes = static_cast<size_t>(step.fill().bytes());
-      thunks.push_back([this, at, value, bytes] {
+      run = [this, at, value, bytes] {
         Must(driver_.cuMemsetD8Async(at, value, bytes, stream_), "filling device memory");
-      });
+      };
     } else {
       return absl::FailedPreconditionError("the plan holds a step of a kind that this mtrun does not know");
     }
+    steps.push_back({std::move(run), std::move(accesses), step.has_matmul()});
   }
-  if (thunks.size() == 1) return std::move(thunks[0]);
-  return Thunk([thunks = std::move(thunks)] {
-    for (const Thunk& thunk : thunks) thunk();
+  return Thunk([this, steps = std::move(steps)] {
+    for (const Step& step : steps) RunStep(step);
   });
 }
 
 absl::StatusOr<Thunk> CudaBackend::Capture(const std::vector<Thunk>& thunks) {
   matmul_timer_->Save();  // All of the program's matmuls are bound.
   RETURN_IF_ERROR(Status(driver_.cuStreamBeginCapture(stream_, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL), "capturing"));
+  Recording recording;
+  if (driver_.cuStreamGetCaptureInfo_v3 != nullptr) recording_ = &recording;
   for (const Thunk& thunk : thunks) thunk();
+  if (recording_ != nullptr) WaitForSteps(recording.dependencies.Leaves());
+  recording_ = nullptr;
   CUgraph graph = nullptr;
   RETURN_IF_ERROR(Status(driver_.cuStreamEndCapture(stream_, &graph), "ending the capture"));
   CUgraphExec executable = nullptr;

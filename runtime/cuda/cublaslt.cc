@@ -31,6 +31,7 @@ namespace {
   X(cublasLtMatmulPreferenceDestroy)      \
   X(cublasLtMatmulPreferenceSetAttribute) \
   X(cublasLtMatmulAlgoGetHeuristic)       \
+  X(cublasLtMatmulAlgoCheck)              \
   X(cublasLtMatmulAlgoConfigGetAttribute)
 
 struct Library {
@@ -101,6 +102,7 @@ class BoundMatmul : public CublasLtMatmul {
   absl::Status Create(const proto::CudaMatmulProto& m, const CudaMatmulPointers& at, CUstream stream);
 
   absl::StatusOr<std::vector<std::string>> Propose(int most) const override;
+  int64_t WorkspaceBytes(const std::string& algorithm) const override;
   std::string Describe(const std::string& algorithm) const override;
 
   absl::Status Run(const std::string& algorithm) const override {
@@ -222,6 +224,15 @@ absl::StatusOr<std::vector<std::string>> BoundMatmul::Propose(int most) const {
                                                  " bytes of workspace: ", library_.cublasLtGetStatusString(asked)));
   }
   return algorithms;
+}
+
+int64_t BoundMatmul::WorkspaceBytes(const std::string& algorithm) const {
+  cublasLtMatmulAlgo_t algo;
+  CHECK(algorithm.size() == sizeof(algo));
+  std::memcpy(&algo, algorithm.data(), sizeof(algo));
+  cublasLtMatmulHeuristicResult_t result;
+  const cublasStatus_t status = library_.cublasLtMatmulAlgoCheck(handle_, operation_, a_, b_, c_, d_, &algo, &result);
+  return static_cast<int64_t>(status == CUBLAS_STATUS_SUCCESS ? result.workspaceSize : workspace_bytes_);
 }
 
 std::string BoundMatmul::Describe(const std::string& algorithm) const {

@@ -32,6 +32,8 @@ class CublasLtMatmul {
   // At most `most` algorithms that fit the workspace and sum in a fixed order, the library's first choice first.
   // Errors: Unimplemented (it has none; names the problem).
   virtual absl::StatusOr<std::vector<std::string>> Propose(int most) const = 0;
+  // What the algorithm takes of the workspace, from its start.
+  virtual int64_t WorkspaceBytes(const std::string& algorithm) const = 0;
   // For people: "id 66, tile 128x256, ...".
   virtual std::string Describe(const std::string& algorithm) const = 0;
   // Enqueues it. Errors: Internal (the library refuses).

@@ -37,6 +37,10 @@ Loaded Load() {
   }
   MT_CUDA_DRIVER_FUNCTIONS(MT_LOOK_UP)
 #undef MT_LOOK_UP
+#define MT_LOOK_UP(name) loaded.driver.name = reinterpret_cast<decltype(loaded.driver.name)>(dlsym(*library, #name));
+  MT_LOOK_UP(cuStreamGetCaptureInfo_v3)
+  MT_LOOK_UP(cuStreamUpdateCaptureDependencies_v2)
+#undef MT_LOOK_UP
   return loaded;
 }
 

@@ -54,6 +54,11 @@ struct CudaDriver {
 #define MT_DECLARE(name) decltype(&::name) name = nullptr;
   MT_CUDA_DRIVER_FUNCTIONS(MT_DECLARE)
 #undef MT_DECLARE
+  // Null in drivers before CUDA 12.3. The pointers to void are to edge data, which we give none of.
+  CUresult(CUDAAPI* cuStreamGetCaptureInfo_v3)(CUstream, CUstreamCaptureStatus*, cuuint64_t*, CUgraph*,
+                                               const CUgraphNode**, const void**, size_t*) = nullptr;
+  CUresult(CUDAAPI* cuStreamUpdateCaptureDependencies_v2)(CUstream, CUgraphNode*, const void*, size_t,
+                                                          unsigned) = nullptr;
 };
 
 // libcuda's functions. Errors: those of OpenCudaLibrary, FailedPrecondition (the driver is too old).

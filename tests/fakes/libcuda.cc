@@ -146,6 +146,21 @@ CUresult cuStreamEndCapture(CUstream, CUgraph* graph) {
   Make(graph);
   return CUDA_SUCCESS;
 }
+#if CUDA_VERSION >= 12030
+// Every step is one node.
+CUresult cuStreamGetCaptureInfo_v3(CUstream, CUstreamCaptureStatus* status, cuuint64_t*, CUgraph*,
+                                   const CUgraphNode** last, const CUgraphEdgeData**, size_t* count) {
+  static CUgraphNode node = nullptr;
+  Make(&node);
+  *status = CU_STREAM_CAPTURE_STATUS_ACTIVE;
+  *last = &node;
+  *count = 1;
+  return CUDA_SUCCESS;
+}
+CUresult cuStreamUpdateCaptureDependencies_v2(CUstream, CUgraphNode*, const CUgraphEdgeData*, size_t, unsigned) {
+  return CUDA_SUCCESS;
+}
+#endif
 CUresult cuEventCreate(CUevent* event, unsigned) {
   Make(event);
   return CUDA_SUCCESS;
