@@ -1,4 +1,6 @@
 // mtrun: runs a plan.
+#include <malloc.h>
+
 #include <algorithm>
 #include <chrono>
 #include <csignal>
@@ -444,7 +446,6 @@ absl::Status Run::NextStage(const TrainState& state, RunLog* log) {
   executor_->InitializeStates(options_.scalars.seed);
   ASSIGN_OR_RETURN(const std::vector<std::string> fresh, RestoreStates(*executor_, handed_over_));
   options_.from = state;
-  ResetPeakResidentBytes();
   if (log != nullptr) {
     log->Break();
     std::printf("%s\n", StageText(stages_, stage_, steps_).c_str());
@@ -453,6 +454,8 @@ absl::Status Run::NextStage(const TrainState& state, RunLog* log) {
     std::fflush(stdout);
   }
   handed_over_ = {};
+  ::malloc_trim(0);  // To the system, before the arena grows into what the process has.
+  ResetPeakResidentBytes();
   return absl::OkStatus();
 }
 

@@ -59,12 +59,17 @@ TEST(AliasesTest, EveryRow) {
   for (const FlagAlias& alias : TrainAliases()) {
     SCOPED_TRACE(alias.name);
     EXPECT_TRUE(names.insert(std::string(alias.name)).second);
-    for (const ToolDef* tool : {&kMtc, &kMtrun}) {
-      for (const FlagDef& flag : tool->flags) EXPECT_NE(flag.name, alias.name);
-    }
     const bool truth = alias.kind == FlagAlias::kPass || alias.kind == FlagAlias::kSwitch;
+    std::string value = truth ? "true" : "4";
+    for (const ToolDef* tool : {&kMtc, &kMtrun}) {
+      for (const FlagDef& flag : tool->flags) {
+        EXPECT_NE(flag.name, alias.name);
+        const bool choice = alias.kind == FlagAlias::kRename && flag.name == alias.to && flag.kind == FlagKind::kChoice;
+        if (choice) value = std::string(flag.choices.substr(0, flag.choices.find('|')));
+      }
+    }
     ASSERT_OK_AND_ASSIGN(const std::vector<std::string> expanded,
-                         ExpandAliases({"train", "lab4", absl::StrCat("--", alias.name), truth ? "true" : "4"}));
+                         ExpandAliases({"train", "lab4", absl::StrCat("--", alias.name), value}));
     EXPECT_OK(ParseArgs(kMtc, AllTools(), expanded));
   }
 }
