@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <system_error>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -19,6 +20,7 @@
 #include "ir/base/status_macros.h"
 #include "ir/graph_io.h"
 #include "ir/hugging_face.h"
+#include "ir/text.h"
 #include "ir/verifier.h"
 
 namespace mt {
@@ -104,6 +106,15 @@ absl::Status ApplySet(const std::string& set, proto::ModelSpec& spec) {
   return absl::OkStatus();
 }
 
+// What a file's or folder's name gives a model as its name: what a module cannot be called becomes '_'.
+std::string NameOf(absl::string_view file) {
+  std::string name(file.substr(0, 256));
+  for (char& c : name) {
+    if (!absl::ascii_isalnum(static_cast<unsigned char>(c)) && c != '.' && c != '_' && c != '-') c = '_';
+  }
+  return IsTextName(name) ? name : absl::StrCat("model_", name);
+}
+
 struct SpecFile {
   std::string path, text;
   bool is_graph = false;
@@ -118,7 +129,7 @@ absl::StatusOr<SpecFile> FindSpec(const std::string& spec) {
     ASSIGN_OR_RETURN(const std::string config, ReadFile(file.path, kMaxSpecBytes));
     absl::StatusOr<proto::ModelSpec> parsed = SpecFromHuggingFace(config);
     if (!parsed.ok()) return Annotate(parsed.status(), file.path);
-    parsed->set_name(std::filesystem::path(std::string(absl::StripSuffix(folder, "/"))).filename().string());
+    parsed->set_name(NameOf(std::filesystem::path(std::string(absl::StripSuffix(folder, "/"))).filename().string()));
     google::protobuf::TextFormat::PrintToString(*parsed, &file.text);
     return file;
   }
@@ -148,7 +159,8 @@ absl::StatusOr<proto::ModelSpec> ParseSpec(const SpecFile& file, const ModelOpti
   for (const std::string& set : options.sets) RETURN_IF_ERROR(ApplySet(set, spec));
   if (options.vocab_size) spec.set_vocab_size(*options.vocab_size);
   if (spec.name().empty()) {
-    spec.set_name(std::string(absl::StripSuffix(std::filesystem::path(file.path).filename().string(), kSpecSuffix)));
+    const std::string name = std::filesystem::path(file.path).filename().string();
+    spec.set_name(NameOf(absl::StripSuffix(name, kSpecSuffix)));
   }
   return spec;
 }

@@ -1,10 +1,12 @@
 #include <cmath>
 #include <string>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "ir/base/hash.h"
 #include "ir/base/status_macros.h"
 #include "ir/builder.h"
+#include "ir/text.h"
 #include "models/model.h"
 
 namespace mt {
@@ -19,6 +21,10 @@ absl::Status CheckField(absl::string_view name, int64_t value, int64_t limit) {
 
 // Fills in what 0 stands for, and refuses what cannot be built.
 absl::StatusOr<proto::ModelSpec> Resolve(proto::ModelSpec spec, int64_t batch, int64_t sequence) {
+  if (!spec.name().empty() && !IsTextName(spec.name())) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("name = \"", absl::CEscape(spec.name()), "\"; expected letters, digits, '.', '_', '-' or '/'"));
+  }
   RETURN_IF_ERROR(CheckField("layers", spec.layers(), kMaxLayers));
   RETURN_IF_ERROR(CheckField("width", spec.width(), kMaxWidth));
   RETURN_IF_ERROR(CheckField("heads", spec.heads(), kMaxWidth));

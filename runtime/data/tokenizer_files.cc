@@ -167,6 +167,7 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> ParseSentencePiece(absl::string_view 
   absl::flat_hash_map<std::string, int32_t> ids;
   absl::flat_hash_set<std::string> names;
   std::vector<int32_t> ranked;
+  int32_t unknown = -1;
   for (const ModelProto::SentencePiece& piece : file.pieces()) {
     const int32_t id = static_cast<int32_t>(model.tokens.size());
     const std::string& name = piece.piece();
@@ -184,6 +185,8 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> ParseSentencePiece(absl::string_view 
         break;
       }
       case Type::UNKNOWN:
+        if (unknown >= 0) return Fault("pieces ", unknown, " and ", id, " are both of type unknown");
+        unknown = id;
         model.tokens.push_back({name, BpeModel::Kind::kUnknown});
         break;
       case Type::CONTROL:
