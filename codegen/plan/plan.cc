@@ -12,6 +12,7 @@
 #include "codegen/plan/plan_verifier.h"
 #include "google/protobuf/io/coded_stream.h"
 #include "google/protobuf/io/zero_copy_stream_impl_lite.h"
+#include "google/protobuf/stubs/logging.h"
 #include "ir/base/check.h"
 #include "ir/base/file.h"
 #include "ir/base/hash.h"
@@ -158,6 +159,7 @@ absl::StatusOr<proto::PlanProto> ParsePlan(absl::string_view bytes, absl::string
   if (Fnv1a(payload) != GetInt(bytes, 24, 8)) {
     return error("edited or damaged: the checksum does not match; compile it again with mtc compile");
   }
+  const google::protobuf::LogSilencer quiet;  // Strings that are not UTF-8 would be told on standard error.
   proto::PlanProto plan;
   google::protobuf::io::CodedInputStream stream(reinterpret_cast<const uint8_t*>(payload.data()),
                                                 static_cast<int>(payload.size()));
