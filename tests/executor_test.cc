@@ -3,6 +3,7 @@
 
 #include <unistd.h>
 
+#include <cmath>
 #include <cstring>
 #include <filesystem>
 #include <string>
@@ -109,6 +110,30 @@ TEST(ExecutorTest, TheArenasLayoutDoesNotMatter) {
   plan.set_arena_bytes(plan.arena_bytes() + kShift);
   ASSERT_OK_AND_ASSIGN(const auto shifted, LoadForTest(plan, 2));
   EXPECT_TRUE(TrainedBits(*shifted, 3) == expected);
+}
+
+// Nothing is read beside a table or a row, whatever a damaged plan leads to where ids are expected; the loss says so.
+TEST(ExecutorTest, IdsThatAreNoneMakeTheLossNan) {
+  for (const char* passes : {"none", "default"}) {
+    for (const char* input : {"tokens", "labels", "order"}) {
+      for (const int32_t id : {-100'000'000, 100'000'000}) {
+        SCOPED_TRACE(absl::StrCat(passes, " ", input, " ", id));
+        ASSERT_OK_AND_ASSIGN(
+            auto module,
+            LoadModel("tiny_char",
+                      {.batch = 2, .sequence = 8, .vocab_size = 12, .sets = {"layers=1", "width=16", "heads=2"}}));
+        ASSERT_OK_AND_ASSIGN(proto::PlanProto plan, Compile(std::move(module), {.passes = passes}));
+        ASSERT_OK_AND_ASSIGN(const auto loaded, LoadForTest(std::move(plan), 1));
+        ASSERT_OK(loaded->Prepare());
+        loaded->train->FindInput(input)->data_as<int32_t>()[3] = id;
+        loaded->train->Run();
+        const float loss = *loaded->train->FindOutput("loss")->data_as<float>();
+        // No label: not counted. The order decides which gradients are summed, and the loss is known before.
+        const bool counts = std::string(input) == "tokens" || (std::string(input) == "labels" && id > 0);
+        EXPECT_EQ(std::isnan(loss), counts) << loss;
+      }
+    }
+  }
 }
 
 TEST(ExecutorTest, RangesAreTheProgramInPieces) {

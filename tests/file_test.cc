@@ -3,8 +3,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <filesystem>
 #include <string>
+#include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "tests/test_util.h"
@@ -39,6 +41,24 @@ TEST(File, SaysWhatIsWrong) {
   EXPECT_THAT(WriteFile(folder, "x"), StatusIs(absl::StatusCode::kDataLoss, HasSubstr("is a folder")));
   EXPECT_THAT(WriteFile(folder + "/no/file", "x"), StatusIs(absl::StatusCode::kDataLoss, HasSubstr("cannot create")));
   EXPECT_THAT(MakeFolder(folder + "/a"), StatusIs(absl::StatusCode::kDataLoss, HasSubstr("cannot create the folder")));
+}
+
+// Nothing is read of what has no end, and nobody is waited for for long.
+TEST(File, RefusesDevicesAndPipesThatNobodyWritesTo) {
+  const std::string folder = Folder(), pipe = folder + "/pipe", sparse = folder + "/sparse";
+  EXPECT_THAT(ReadFile("/dev/zero"), StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("is a device")));
+  EXPECT_EQ(ReadFile("/dev/null").value_or("x"), "");
+  ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
+  EXPECT_THAT(ReadFile(pipe), StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("nobody writes to")));
+  std::thread writer([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    EXPECT_OK(WriteFile(pipe, "late"));
+  });
+  EXPECT_EQ(ReadFile(pipe).value_or(""), "late");
+  writer.join();
+  ASSERT_OK(WriteFile(sparse, ""));
+  std::filesystem::resize_file(sparse, uintmax_t{1} << 40);
+  EXPECT_THAT(ReadFile(sparse), StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("limit")));
 }
 
 TEST(File, WritesToADeviceWithoutTakingItsPlace) {

@@ -135,6 +135,9 @@ TEST_F(HuggingFaceTest, WhatCannotBeExpressedIsNamed) {
     EXPECT_THAT(SpecFromHuggingFace(config.dump()),
                 StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr(test.message)));
   }
+  const std::string deep = absl::StrCat("{\"model_type\":\"gpt2\",\"activation_function\":", std::string(200'000, '['),
+                                        std::string(200'000, ']'), "}");
+  EXPECT_THAT(SpecFromHuggingFace(deep), StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("nested deeper")));
   EXPECT_THAT(SpecFromHuggingFace("[]"), StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("not a JSON")));
   // transformers 5 keeps the base elsewhere.
   json newer = llama;
