@@ -19,6 +19,7 @@ int64_t RoundUp(int64_t a, int64_t unit) { return CeilDiv(a, unit) * unit; }
 
 int64_t CpuMatmulWorkspace(absl::Span<const TensorType> operands, absl::Span<const TensorType>, const Attrs& attrs) {
   const CpuMatmulTiling tiling = TileCpuMatmul(operands, attrs);
+  if (tiling.panels) return CpuPanelsOf(tiling.rows, tiling.cols, tiling.depth).bytes;
   return tiling.tiles * tiling.tile_bytes;
 }
 
@@ -107,6 +108,19 @@ RowChunks CpuRowChunks(int64_t rows) {
   return {.rows = chunk, .count = CeilDiv(rows, chunk)};
 }
 
+CpuPanels CpuPanelsOf(int64_t rows, int64_t cols, int64_t depth) {
+  // Blocks of nearly one size.
+  const auto block = [](int64_t n, int64_t most, int64_t unit) {
+    return std::min(n, RoundUp(CeilDiv(n, CeilDiv(n, most)), unit));
+  };
+  CpuPanels p = {.rows = block(rows, CpuPanels::kMostRows, CpuPanels::kUnitRows),
+                 .cols = block(cols, CpuPanels::kMostCols, CpuPanels::kUnitCols),
+                 .depth = block(depth, CpuPanels::kMostDepth, 1)};
+  p.b = RoundUp(RoundUp(p.rows, CpuPanels::kUnitRows) * p.depth, kAlignment / ByteSize(DType::kF32));
+  p.bytes = RoundUp(F32Bytes(p.b + RoundUp(p.cols, CpuPanels::kUnitCols) * p.depth), kAlignment);
+  return p;
+}
+
 CpuMatmulTiling TileCpuMatmul(absl::Span<const TensorType> operands, const Attrs& attrs) {
   const TensorType &a = operands[0], &b = operands[1];
   CpuMatmulTiling t;
@@ -143,6 +157,7 @@ CpuMatmulTiling TileCpuMatmul(absl::Span<const TensorType> operands, const Attrs
     }
   }
   t.tiles = CeilDiv(t.batch, t.tile_batch) * CeilDiv(t.rows, t.tile_rows) * CeilDiv(t.cols, t.tile_cols);
+  t.panels = t.batch == 1 && a.dtype == DType::kF32;
   t.tile_bytes = 0;
   if (a.dtype != DType::kF32) {
     const int64_t rows = std::min(t.tile_rows, t.kBlockRows), cols = std::min(t.tile_cols, t.kBlockCols);
@@ -162,8 +177,9 @@ CpuAttentionTiling TileCpuAttention(const AttentionLayout& layout, bool backward
                           .f32 = layout.dtype == DType::kF32,
                           .backward = backward};
   t.queries = std::min(t.length, t.kQueries);
-  t.keys = RoundUp(std::min(t.length, t.kKeys), kVector);
-  t.units = t.batch * (backward ? t.kv_heads : t.heads * CeilDiv(t.length, t.queries));
+  t.keys = RoundUp(std::min(t.length, t.kKeys), CpuPanels::kUnitCols);
+  t.chunk = backward ? t.heads / t.kv_heads * t.length : std::min(t.length, t.kChunk);
+  t.units = t.batch * (backward ? t.kv_heads : t.heads * CeilDiv(t.length, t.chunk));
   t.slots = std::min(t.units, t.kMaxSlots);
   int64_t end = 0;
   const auto take = [&](int64_t elements) {
@@ -171,17 +187,24 @@ CpuAttentionTiling TileCpuAttention(const AttentionLayout& layout, bool backward
     end += RoundUp(elements, kVector);
     return at;
   };
+  const int64_t packed_width = RoundUp(t.width, CpuPanels::kUnitCols), block = t.queries * t.width;
   t.scores = take(t.queries * t.keys);
   t.products = take(backward ? t.queries * t.keys : 0);
   t.uniforms = take(t.keys);
-  t.statistics = take((backward ? 2 : 4) * RoundUp(t.queries, kVector));
-  t.sums = take(backward && t.f32 ? 0 : t.queries * t.width);
-  t.q = take(t.f32 ? 0 : t.queries * t.width);
-  t.dout = take(!t.f32 && backward ? t.queries * t.width : 0);
+  t.statistics = take(2 * RoundUp(t.chunk, kVector));
+  t.factors = take(backward ? 0 : 2 * RoundUp(t.queries, kVector));
+  t.sums = take(backward && t.f32 ? 0 : t.chunk * t.width);
+  t.q = take(t.f32 ? 0 : block);
+  t.dout = take(!t.f32 && backward ? block : 0);
   t.k = take(t.f32 ? 0 : t.keys * t.width);
   t.v = take(t.f32 ? 0 : t.keys * t.width);
-  t.dk = take(!t.f32 && backward ? t.length * t.width : 0);
-  t.dv = take(!t.f32 && backward ? t.length * t.width : 0);
+  t.packed_keys = take(t.width * t.keys);
+  t.packed_values = take(backward ? t.width * t.keys : t.keys * packed_width);
+  t.packed_rows = take(backward ? t.keys * packed_width : 0);
+  t.packed_queries = take(backward ? t.queries * packed_width : 0);
+  t.packed_dout = take(backward ? t.queries * packed_width : 0);
+  t.dk = take(backward ? t.keys * t.width : 0);
+  t.dv = take(backward ? t.keys * t.width : 0);
   t.slot_bytes = RoundUp(F32Bytes(end), kAlignment);
   return t;
 }
@@ -203,7 +226,15 @@ CpuChunkedLossTiling TileCpuChunkedLoss(const TensorType& x, const TensorType& w
   t.logits = 0;
   t.losses = t.logits + RoundUp(F32Bytes(t.chunk_rows * t.classes), kAlignment);
   t.scratch = t.losses + RoundUp(F32Bytes(t.rows), kAlignment);
-  t.workspace_bytes = t.scratch + kMaxTiles * t.tile_bytes;
+  int64_t scratch_bytes = kMaxTiles * t.tile_bytes;
+  if (x.dtype == DType::kF32 && w.dtype == DType::kF32) {
+    for (const int64_t rows : {t.chunk_rows, t.At(t.chunks - 1).rows}) {
+      scratch_bytes =
+          std::max({scratch_bytes, CpuPanelsOf(rows, t.classes, t.width).bytes,
+                    CpuPanelsOf(t.classes, t.width, rows).bytes, CpuPanelsOf(rows, t.width, t.classes).bytes});
+    }
+  }
+  t.workspace_bytes = t.scratch + scratch_bytes;
   return t;
 }
 

@@ -11,6 +11,7 @@
 #include "ir/base/status_macros.h"
 #include "runtime/cpu/blas.h"
 #include "runtime/cpu/kernel.h"
+#include "runtime/cpu/sgemm.h"
 #include "runtime/cpu/simd.h"
 #include "runtime/cpu/vector_math.h"
 
@@ -206,70 +207,111 @@ void Round(const Attention& a, const float* from, std::byte* data, int64_t first
   }
 }
 
+// Of all queries of a unit; `at` moves to a block of them.
 Statistics StatisticsOf(const Attention& a, float* scratch) {
-  const int64_t n = RoundUp(a.t.queries, kLanes);
-  float* at = scratch + a.t.statistics;
-  return {at, at + n, at + 2 * n, at + 3 * n};
+  float* const at = scratch + a.t.statistics;
+  float* const factors = scratch + a.t.factors;
+  return {at, at + RoundUp(a.t.chunk, kLanes), factors, factors + RoundUp(a.t.queries, kLanes)};
+}
+Statistics At(const Statistics& s, int64_t query) { return {s.max + query, s.sum + query, s.shrink, s.block_sum}; }
+
+// The right factor of a product: [depth, cols], or, transposed, [cols, depth]; packed once for several products where
+// there are kernels for that.
+struct Right {
+  Rows rows;
+  bool transposed;
+  const float* packed;
+  int64_t depth;
+};
+Right PackRight(const Rows& rows, bool transposed, int64_t depth, int64_t cols, float* packed) {
+  if (!HasSgemmKernels()) return {rows, transposed, nullptr, depth};
+  PackCols(rows.data, rows.stride, transposed, cols, depth, packed);
+  return {rows, transposed, packed, depth};
 }
 
-// out and lse of one block of queries of one head.
+// c [rows, cols] = a b, or c + a b.
+void Multiply(const Rows& a, bool transpose_a, const Right& b, int64_t rows, int64_t cols, int64_t depth, bool keep,
+              float* c, int64_t ldc) {
+  RunSgemm({.transpose_a = transpose_a,
+            .transpose_b = b.transposed,
+            .rows = rows,
+            .cols = cols,
+            .depth = depth,
+            .a = a.data,
+            .lda = a.stride,
+            .b = b.rows.data,
+            .ldb = b.rows.stride,
+            .beta = keep ? 1.0f : 0.0f,
+            .c = c,
+            .ldc = ldc,
+            .packed_b = b.packed,
+            .packed_depth = b.depth});
+}
+
+// A block of queries against one of keys.
+struct Visit {
+  bool empty, is_first;  // None of them sees any; the first block of keys that they see.
+  int64_t keys;          // That any of them sees.
+};
+Visit VisitOf(const Attention& a, const Block& block) {
+  const int64_t first = a.FirstKey(block.first_query) / a.t.keys * a.t.keys;
+  const int64_t last = a.LastKey(block.first_query + block.rows - 1);
+  return {block.first_key < first || block.first_key >= last, block.first_key == first,
+          std::min(a.t.keys, last - block.first_key)};
+}
+
+// out and lse of one chunk of queries of one head.
 void RunForward(const Attention& a, int64_t unit, float* scratch) {
   const CpuAttentionTiling& t = a.t;
-  const int64_t blocks = CeilDiv(t.length, t.queries), pair = unit / blocks;
+  const int64_t chunks = CeilDiv(t.length, t.chunk), pair = unit / chunks;
+  const int64_t first = unit % chunks * t.chunk, queries = std::min(t.chunk, t.length - first);
   Block block{.batch = pair / t.heads, .head = pair % t.heads};
-  block.first_query = unit % blocks * t.queries;
-  block.rows = std::min(t.queries, t.length - block.first_query);
   const HeadStrides &of_q = a.layout.q_strides, &of_kv = a.layout.kv_strides, &of_out = a.layout.out_strides;
   const int64_t first_kv = of_kv.At(block.batch, block.head / a.layout.group(), 0);
-  const int64_t last_key = a.LastKey(block.first_query + block.rows - 1);
-  const Statistics s = StatisticsOf(a, scratch);
-  float *scores = scratch + t.scores, *sums = scratch + t.sums;
-  const Rows q =
-      Widened(a, a.q, of_q.At(block.batch, block.head, block.first_query), of_q.row, block.rows, scratch + t.q);
-  std::fill_n(s.max, block.rows, kLowest);
-  std::fill_n(s.sum, block.rows, 0.0f);
-  bool is_first = true;
-  for (int64_t key = a.FirstKey(block.first_query); key < last_key; key += t.keys) {
+  const Statistics of_chunk = StatisticsOf(a, scratch);
+  float *scores = scratch + t.scores, *out = scratch + t.sums;
+  std::fill_n(of_chunk.max, queries, kLowest);
+  std::fill_n(of_chunk.sum, queries, 0.0f);
+  const int64_t last_key = a.LastKey(first + queries - 1);
+  for (int64_t key = a.FirstKey(first) / t.keys * t.keys; key < last_key; key += t.keys) {
+    const int64_t keys = std::min(t.keys, last_key - key), at = first_kv + of_kv.row * key;
+    const Right k = PackRight(Widened(a, a.k, at, of_kv.row, keys, scratch + t.k), /*transposed=*/true, t.width, keys,
+                              scratch + t.packed_keys);
+    const Right v = PackRight(Widened(a, a.v, at, of_kv.row, keys, scratch + t.v), /*transposed=*/false, keys, t.width,
+                              scratch + t.packed_values);
     block.first_key = key;
-    block.keys = std::min(t.keys, last_key - key);
-    const Rows k = Widened(a, a.k, first_kv + of_kv.row * key, of_kv.row, block.keys, scratch + t.k);
-    const Rows v = Widened(a, a.v, first_kv + of_kv.row * key, of_kv.row, block.keys, scratch + t.v);
-    RunSgemm({.transpose_b = true,
-              .rows = block.rows,
-              .cols = block.keys,
-              .depth = t.width,
-              .a = q.data,
-              .lda = q.stride,
-              .b = k.data,
-              .ldb = k.stride,
-              .c = scores,
-              .ldc = t.keys});
-    SoftmaxBlock(a, block, scores, s, scratch + t.uniforms);
-    if (!is_first) {
-      a.exp(s.shrink, s.shrink, block.rows);
-      ScaleRows(sums, s.shrink, block.rows, t.width);
+    for (int64_t query = 0; query < queries; query += t.queries) {
+      block.first_query = first + query;
+      block.rows = std::min(t.queries, queries - query);
+      const Visit visit = VisitOf(a, block);
+      if (visit.empty) continue;
+      block.keys = visit.keys;
+      const Rows q =
+          Widened(a, a.q, of_q.At(block.batch, block.head, block.first_query), of_q.row, block.rows, scratch + t.q);
+      const Statistics s = At(of_chunk, query);
+      float* const sums = out + query * t.width;
+      Multiply(q, false, k, block.rows, block.keys, t.width, /*keep=*/false, scores, t.keys);
+      SoftmaxBlock(a, block, scores, s, scratch + t.uniforms);
+      if (!visit.is_first) {
+        a.exp(s.shrink, s.shrink, block.rows);
+        ScaleRows(sums, s.shrink, block.rows, t.width);
+      }
+      for (int64_t r = 0; r < block.rows; ++r) {
+        s.sum[r] = visit.is_first ? s.block_sum[r] : s.sum[r] * s.shrink[r] + s.block_sum[r];
+      }
+      Multiply({scores, t.keys}, false, v, block.rows, t.width, block.keys, !visit.is_first, sums, t.width);
     }
-    for (int64_t r = 0; r < block.rows; ++r) {
-      s.sum[r] = is_first ? s.block_sum[r] : s.sum[r] * s.shrink[r] + s.block_sum[r];
-    }
-    RunSgemm({.rows = block.rows,
-              .cols = t.width,
-              .depth = block.keys,
-              .a = scores,
-              .lda = t.keys,
-              .b = v.data,
-              .ldb = v.stride,
-              .beta = is_first ? 0.0f : 1.0f,
-              .c = sums,
-              .ldc = t.width});
-    is_first = false;
   }
-  for (int64_t r = 0; r < block.rows; ++r) s.shrink[r] = 1.0f / s.sum[r];
-  ScaleRows(sums, s.shrink, block.rows, t.width);
-  Round(a, sums, a.result, of_out.At(block.batch, block.head, block.first_query), of_out.row, block.rows);
-  a.log(s.sum, s.sum, block.rows);
-  float* lse = a.lse + a.layout.Query(block.batch, block.head, block.first_query);
-  for (int64_t r = 0; r < block.rows; ++r) lse[r] = s.max[r] + s.sum[r];
+  float* const lse = a.lse + a.layout.Query(block.batch, block.head, first);
+  for (int64_t query = 0; query < queries; query += t.queries) {
+    const int64_t rows = std::min(t.queries, queries - query);
+    const Statistics s = At(of_chunk, query);
+    for (int64_t r = 0; r < rows; ++r) s.shrink[r] = 1.0f / s.sum[r];
+    ScaleRows(out + query * t.width, s.shrink, rows, t.width);
+  }
+  Round(a, out, a.result, of_out.At(block.batch, block.head, first), of_out.row, queries);
+  a.log(of_chunk.sum, of_chunk.sum, queries);
+  for (int64_t r = 0; r < queries; ++r) lse[r] = of_chunk.max[r] + of_chunk.sum[r];
 }
 
 // dq of the heads that share a key-value head, and its dk and dv, summed over heads and queries in order.
@@ -277,81 +319,64 @@ void RunBackward(const Attention& a, int64_t unit, float* scratch) {
   const CpuAttentionTiling& t = a.t;
   const HeadStrides &of_q = a.layout.q_strides, &of_kv = a.layout.kv_strides, &of_out = a.layout.out_strides;
   const int64_t group = a.layout.group(), first_kv = of_kv.At(unit / t.kv_heads, unit % t.kv_heads, 0);
-  const Statistics s = StatisticsOf(a, scratch);
-  float *scores = scratch + t.scores, *products = scratch + t.products;
-  float* dk = t.f32 ? reinterpret_cast<float*>(a.dk) + first_kv : scratch + t.dk;
-  float* dv = t.f32 ? reinterpret_cast<float*>(a.dv) + first_kv : scratch + t.dv;
-  const int64_t dkv_row = t.f32 ? of_kv.row : t.width;
-  for (int64_t key = 0; key < t.length; ++key) {
-    std::fill_n(dk + key * dkv_row, t.width, 0.0f);
-    std::fill_n(dv + key * dkv_row, t.width, 0.0f);
-  }
+  const Statistics of_unit = StatisticsOf(a, scratch);
+  float *scores = scratch + t.scores, *products = scratch + t.products, *dk = scratch + t.dk, *dv = scratch + t.dv;
+  const int64_t dq_row = t.f32 ? of_q.row : t.width;
   Block block{.batch = unit / t.kv_heads};
-  for (int64_t member = 0; member < group; ++member) {
-    block.head = unit % t.kv_heads * group + member;
-    for (block.first_query = 0; block.first_query < t.length; block.first_query += t.queries) {
-      block.rows = std::min(t.queries, t.length - block.first_query);
-      const int64_t first_q = of_q.At(block.batch, block.head, block.first_query);
-      const int64_t first_out = of_out.At(block.batch, block.head, block.first_query);
-      const int64_t last_key = a.LastKey(block.first_query + block.rows - 1);
-      float* dq = t.f32 ? reinterpret_cast<float*>(a.dq) + first_q : scratch + t.sums;
-      const Rows dout = Widened(a, a.dout, first_out, of_out.row, block.rows, scratch + t.dout);
-      const Rows out = Widened(a, a.out, first_out, of_out.row, block.rows, scratch + t.q);
-      RowDots(dout, out, block.rows, t.width, s.sum);
-      const Rows q = Widened(a, a.q, first_q, of_q.row, block.rows, scratch + t.q);
-      std::copy_n(a.lse + a.layout.Query(block.batch, block.head, block.first_query), block.rows, s.max);
-      float beta = 0;
-      for (int64_t key = a.FirstKey(block.first_query); key < last_key; key += t.keys) {
-        block.first_key = key;
-        block.keys = std::min(t.keys, last_key - key);
-        const Rows k = Widened(a, a.k, first_kv + of_kv.row * key, of_kv.row, block.keys, scratch + t.k);
-        const Rows v = Widened(a, a.v, first_kv + of_kv.row * key, of_kv.row, block.keys, scratch + t.v);
-        Sgemm of_scores{.transpose_b = true, .rows = block.rows, .cols = block.keys, .depth = t.width};
-        of_scores.ldc = t.keys;
-        of_scores.a = q.data;
-        of_scores.lda = q.stride;
-        of_scores.b = k.data;
-        of_scores.ldb = k.stride;
-        of_scores.c = scores;
-        RunSgemm(of_scores);
-        of_scores.a = dout.data;
-        of_scores.lda = dout.stride;
-        of_scores.b = v.data;
-        of_scores.c = products;
-        RunSgemm(of_scores);
-        SoftmaxBackwardBlock(a, block, scores, products, s, scratch + t.uniforms);
-        RunSgemm({.rows = block.rows,
-                  .cols = t.width,
-                  .depth = block.keys,
-                  .a = products,
-                  .lda = t.keys,
-                  .b = k.data,
-                  .ldb = k.stride,
-                  .beta = beta,
-                  .c = dq,
-                  .ldc = t.f32 ? of_q.row : t.width});
-        beta = 1;
-        Sgemm of_keys{.transpose_a = true, .rows = block.keys, .cols = t.width, .depth = block.rows};
-        of_keys.lda = t.keys;
-        of_keys.ldc = dkv_row;
-        of_keys.beta = 1;
-        of_keys.a = scores;
-        of_keys.b = dout.data;
-        of_keys.ldb = dout.stride;
-        of_keys.c = dv + key * dkv_row;
-        RunSgemm(of_keys);
-        of_keys.a = products;
-        of_keys.b = q.data;
-        of_keys.ldb = q.stride;
-        of_keys.c = dk + key * dkv_row;
-        RunSgemm(of_keys);
+  // Calls body for each block of queries of each head with its first query among those of the unit.
+  const auto for_queries = [&](const auto& body) {
+    for (int64_t member = 0; member < group; ++member) {
+      block.head = unit % t.kv_heads * group + member;
+      for (block.first_query = 0; block.first_query < t.length; block.first_query += t.queries) {
+        block.rows = std::min(t.queries, t.length - block.first_query);
+        body(member * t.length + block.first_query);
       }
-      if (!t.f32) Round(a, dq, a.dq, first_q, of_q.row, block.rows);
     }
+  };
+  const auto of_block = [&](const std::byte* data, const HeadStrides& strides, float* widened) {
+    const int64_t first = strides.At(block.batch, block.head, block.first_query);
+    return Widened(a, data, first, strides.row, block.rows, widened);
+  };
+  for_queries([&](int64_t query) {
+    const Rows out = of_block(a.out, of_out, scratch + t.q), dout = of_block(a.dout, of_out, scratch + t.dout);
+    RowDots(dout, out, block.rows, t.width, of_unit.sum + query);
+    const float* lse = a.lse + a.layout.Query(block.batch, block.head, block.first_query);
+    std::copy_n(lse, block.rows, of_unit.max + query);
+  });
+  for (int64_t key = 0; key < t.length; key += t.keys) {
+    const int64_t keys = std::min(t.keys, t.length - key), at = first_kv + of_kv.row * key;
+    std::fill_n(dk, keys * t.width, 0.0f);
+    std::fill_n(dv, keys * t.width, 0.0f);
+    const Rows k_rows = Widened(a, a.k, at, of_kv.row, keys, scratch + t.k);
+    const Rows v_rows = Widened(a, a.v, at, of_kv.row, keys, scratch + t.v);
+    const Right k_across = PackRight(k_rows, /*transposed=*/true, t.width, keys, scratch + t.packed_keys);
+    const Right v_across = PackRight(v_rows, /*transposed=*/true, t.width, keys, scratch + t.packed_values);
+    const Right k = PackRight(k_rows, /*transposed=*/false, keys, t.width, scratch + t.packed_rows);
+    block.first_key = key;
+    for_queries([&](int64_t query) {
+      const Visit visit = VisitOf(a, block);
+      if (visit.empty) return;
+      block.keys = visit.keys;
+      const Rows q = of_block(a.q, of_q, scratch + t.q), dout = of_block(a.dout, of_out, scratch + t.dout);
+      Multiply(q, false, k_across, block.rows, block.keys, t.width, /*keep=*/false, scores, t.keys);
+      Multiply(dout, false, v_across, block.rows, block.keys, t.width, /*keep=*/false, products, t.keys);
+      SoftmaxBackwardBlock(a, block, scores, products, At(of_unit, query), scratch + t.uniforms);
+      float* const dq = t.f32 ? reinterpret_cast<float*>(a.dq) + of_q.At(block.batch, block.head, block.first_query)
+                              : scratch + t.sums + query * t.width;
+      Multiply({products, t.keys}, false, k, block.rows, t.width, block.keys, !visit.is_first, dq, dq_row);
+      const Right dout_right = PackRight(dout, /*transposed=*/false, block.rows, t.width, scratch + t.packed_dout);
+      const Right q_right = PackRight(q, /*transposed=*/false, block.rows, t.width, scratch + t.packed_queries);
+      Multiply({scores, t.keys}, true, dout_right, block.keys, t.width, block.rows, /*keep=*/true, dv, t.width);
+      Multiply({products, t.keys}, true, q_right, block.keys, t.width, block.rows, /*keep=*/true, dk, t.width);
+    });
+    Round(a, dk, a.dk, at, of_kv.row, keys);
+    Round(a, dv, a.dv, at, of_kv.row, keys);
   }
   if (t.f32) return;
-  Round(a, dk, a.dk, first_kv, of_kv.row, t.length);
-  Round(a, dv, a.dv, first_kv, of_kv.row, t.length);
+  for_queries([&](int64_t query) {
+    const int64_t first = of_q.At(block.batch, block.head, block.first_query);
+    Round(a, scratch + t.sums + query * t.width, a.dq, first, of_q.row, block.rows);
+  });
 }
 
 absl::StatusOr<Thunk> Bind(const KernelCall& call, ThreadPool& pool, bool backward) {

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -12,6 +13,7 @@
 #include "ir/base/check.h"
 #include "ir/base/status_macros.h"
 #include "runtime/cpu/blas.h"
+#include "runtime/cpu/gemm.h"
 #include "runtime/cpu/kernel.h"
 #include "runtime/cpu/simd.h"
 #include "runtime/cpu/vector_math.h"
@@ -181,7 +183,12 @@ struct Job {
   RowsArgs rows_args;  // Of the chunk.
   const int32_t* labels;
   const VectorMath* math;
-  // Tiles of the three products, for chunks of the two lengths there are: the longer ones come first.
+  // The three products, for chunks of the two lengths there are: the longer ones come first. Of f32 operands, as
+  // matmuls compute them; of others, in tiles.
+  struct Products {
+    std::unique_ptr<Gemm> logits, dx, dw;
+  };
+  std::array<Products, 2> products;
   std::array<std::vector<Tile>, 2> logits_tiles, dx_tiles, dw_tiles;
 
   // The chunk under way.
@@ -197,32 +204,31 @@ struct Job {
     return {reinterpret_cast<const std::byte*>(logits()), DType::kF32, t.classes, transposed};
   }
 
+  // The bias, in this box of the logits.
+  void StartLogits(int64_t row, int64_t rows, int64_t col, int64_t cols) const {
+    float* c = logits() + row * t.classes + col;
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t j = 0; j < cols; j += kLanes) {
+        StoreBlock(c + i * t.classes + j, bias.Block(col + j, cols - j), cols - j);
+      }
+    }
+  }
+
   void Logits(int64_t task) const {
     const Tile& tile = logits_tiles[length][static_cast<size_t>(task)];
     float* c = logits() + tile.row * t.classes + tile.col;
-    if (bias.data != nullptr) {
-      for (int64_t i = 0; i < tile.rows; ++i) {
-        for (int64_t j = 0; j < tile.cols; j += kLanes) {
-          StoreBlock(c + i * t.classes + j, bias.Block(tile.col + j, tile.cols - j), tile.cols - j);
-        }
-      }
-    }
+    if (bias.data != nullptr) StartLogits(tile.row, tile.rows, tile.col, tile.cols);
     Multiply(XOfChunk(), {w.data, w.dtype, t.width, true}, t.width, tile, bias.data != nullptr ? 1.0f : 0.0f, c,
              t.classes, scratch(task), *math);
   }
 
+  bool AddsToDw() const { return !is_first || accumulator != nullptr; }
+
   void Dw(int64_t task) const {
     const Tile& tile = dw_tiles[length][static_cast<size_t>(task)];
     float* c = dw + tile.row * t.width + tile.col;
-    float beta = is_first ? 0.0f : 1.0f;
-    if (is_first && accumulator != nullptr) {
-      beta = 1;
-      for (int64_t i = 0; accumulator != dw && i < tile.rows; ++i) {
-        const int64_t at = (tile.row + i) * t.width + tile.col;
-        std::memcpy(dw + at, accumulator + at, static_cast<size_t>(tile.cols) * sizeof(float));
-      }
-    }
-    Multiply(Dlogits(/*transposed=*/true), XOfChunk(), chunk.rows, tile, beta, c, t.width, scratch(task), *math);
+    Multiply(Dlogits(/*transposed=*/true), XOfChunk(), chunk.rows, tile, AddsToDw() ? 1.0f : 0.0f, c, t.width,
+             scratch(task), *math);
   }
 
   void Dx(int64_t task) const {
@@ -249,13 +255,50 @@ struct Job {
     }
   }
 
+  bool in_panels() const { return x.is_f32() && w.is_f32(); }
+
+  void MakeProducts(ThreadPool& pool, int64_t rows, bool backward, Products& to) const {
+    Gemm::Start bias_start;
+    if (bias.data != nullptr) {
+      bias_start = [this](int64_t row, int64_t n, int64_t col, int64_t cols) { StartLogits(row, n, col, cols); };
+    }
+    to.logits = std::make_unique<Gemm>(pool,
+                                       Gemm::Shape{.rows = rows,
+                                                   .cols = t.classes,
+                                                   .depth = t.width,
+                                                   .transpose_b = true,
+                                                   .lda = t.width,
+                                                   .ldb = t.width,
+                                                   .ldc = t.classes},
+                                       /*bias=*/nullptr, std::move(bias_start));
+    if (!backward) return;
+    to.dw = std::make_unique<Gemm>(pool, Gemm::Shape{.rows = t.classes,
+                                                     .cols = t.width,
+                                                     .depth = rows,
+                                                     .transpose_a = true,
+                                                     .lda = t.classes,
+                                                     .ldb = t.width,
+                                                     .ldc = t.width});
+    to.dx = std::make_unique<Gemm>(
+        pool, Gemm::Shape{
+                  .rows = rows, .cols = t.width, .depth = t.classes, .lda = t.classes, .ldb = t.width, .ldc = t.width});
+  }
+  float* panels() const { return scratch(0); }
+  const float* XRows() const { return reinterpret_cast<const float*>(x.data) + chunk.first * t.width; }
+  const float* W() const { return reinterpret_cast<const float*>(w.data); }
+  void RunLogits() const { products[length].logits->Run(XRows(), W(), /*keep=*/false, logits(), panels()); }
+  void RunDw() const { products[length].dw->Run(logits(), XRows(), AddsToDw(), dw, panels()); }
+  void RunDx() const {
+    float* const to = reinterpret_cast<float*>(dx) + chunk.first * t.width;
+    products[length].dx->Run(logits(), W(), /*keep=*/false, to, panels());
+  }
+
   // Padding has no gradient, but what the accumulator brings.
   void StartGradients() {
-    const int64_t classes = t.classes * t.width, padding = (t.vocab - t.classes) * t.width;
     if (accumulator == nullptr) {
-      std::fill_n(dw + classes, padding, 0.0f);
+      std::fill_n(dw + t.classes * t.width, (t.vocab - t.classes) * t.width, 0.0f);
     } else if (accumulator != dw) {
-      std::copy_n(accumulator + classes, padding, dw + classes);
+      std::copy_n(accumulator, t.vocab * t.width, dw);
     }
     if (dbias != nullptr) std::fill_n(dbias, t.vocab, 0.0f);
   }
@@ -309,6 +352,10 @@ absl::StatusOr<Thunk> BindChunkedLoss(const KernelCall& call, ThreadPool& pool, 
                     .exp = job->math->unary[static_cast<size_t>(Prim::kExp)]};
   for (size_t length = 0; length < 2; ++length) {
     const int64_t rows = t.At(length == 0 ? 0 : t.chunks - 1).rows;
+    if (job->in_panels()) {
+      job->MakeProducts(pool, rows, backward, job->products[length]);
+      continue;
+    }
     job->logits_tiles[length] = TilesOf(rows, t.width, t.classes);
     if (!backward) continue;
     job->dw_tiles[length] = TilesOf(t.classes, rows, t.width);
@@ -329,16 +376,28 @@ absl::StatusOr<Thunk> BindChunkedLoss(const KernelCall& call, ThreadPool& pool, 
       j->chunk = j->t.At(c);
       j->is_first = c == 0;
       j->length = j->chunk.rows == longest ? 0 : 1;
-      pool.Run(count(j->logits_tiles[j->length]), logits);
+      if (j->in_panels()) {
+        j->RunLogits();
+      } else {
+        pool.Run(count(j->logits_tiles[j->length]), logits);
+      }
       j->rows_args.losses = j->losses() + j->chunk.first;
       j->rows_args.labels = j->labels + j->chunk.first;
       j->rows_args.rows = j->chunk.rows;
       pool.Run(CeilDiv(j->chunk.rows, j->rows_args.rows_per_task), rows);
       if (!backward) continue;
       // dx may be x: its rows of this chunk are read for the last time here.
-      pool.Run(count(j->dw_tiles[j->length]), dw);
+      if (j->in_panels()) {
+        j->RunDw();
+      } else {
+        pool.Run(count(j->dw_tiles[j->length]), dw);
+      }
       if (j->dbias != nullptr) pool.Run(CeilDiv(j->t.classes, kColumnsPerTask), dbias);
-      pool.Run(count(j->dx_tiles[j->length]), dx);
+      if (j->in_panels()) {
+        j->RunDx();
+      } else {
+        pool.Run(count(j->dx_tiles[j->length]), dx);
+      }
     }
     j->SumLosses();
   });

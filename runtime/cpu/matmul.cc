@@ -1,12 +1,14 @@
 #include <algorithm>
 #include <limits>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "codegen/plan/resources.h"
 #include "ir/base/status_macros.h"
 #include "runtime/cpu/blas.h"
+#include "runtime/cpu/gemm.h"
 #include "runtime/cpu/kernel.h"
 #include "runtime/cpu/simd.h"
 #include "runtime/cpu/vector_math.h"
@@ -127,6 +129,33 @@ void Tile::RunWidened(int64_t n) const {
   }
 }
 
+// One product of f32 matrices.
+Thunk BindPanels(const Tile& whole, const KernelCall& call, ThreadPool& pool) {
+  const CpuMatmulTiling& t = whole.t;
+  CHECK_GE(call.workspace_bytes, CpuPanelsOf(t.rows, t.cols, t.depth).bytes) << call.name;
+  const bool in_place = whole.accumulator == whole.c && whole.bias == nullptr;
+  const float* const bias = whole.accumulator == nullptr ? reinterpret_cast<const float*>(whole.bias) : nullptr;
+  Gemm::Start start;
+  if (!in_place && whole.accumulator != nullptr) {
+    start = [whole](int64_t row, int64_t rows, int64_t col, int64_t cols) {
+      float* const sum = reinterpret_cast<float*>(whole.c) + row * whole.t.cols + col;
+      StartSum(whole, 0, row, rows, col, cols, sum, whole.t.cols);
+    };
+  }
+  const Gemm::Shape shape = {.rows = t.rows,
+                             .cols = t.cols,
+                             .depth = t.depth,
+                             .transpose_a = t.transpose_a,
+                             .transpose_b = t.transpose_b,
+                             .lda = t.transpose_a ? t.rows : t.depth,
+                             .ldb = t.transpose_b ? t.depth : t.cols,
+                             .ldc = t.cols};
+  auto gemm = std::make_shared<Gemm>(pool, shape, bias, std::move(start));
+  const float *a = reinterpret_cast<const float*>(whole.a), *b = reinterpret_cast<const float*>(whole.b);
+  return [gemm, a, b, in_place, c = reinterpret_cast<float*>(whole.c),
+          panels = reinterpret_cast<float*>(call.workspace)] { gemm->Run(a, b, in_place, c, panels); };
+}
+
 absl::StatusOr<Thunk> BindMatmul(const KernelCall& call, ThreadPool& pool) {
   RETURN_IF_ERROR(LoadBlas());
   ReserveBlasBuffers(pool.num_threads());
@@ -154,6 +183,7 @@ absl::StatusOr<Thunk> BindMatmul(const KernelCall& call, ThreadPool& pool) {
              .math = &BestVectorMath()};
   const bool widened = whole.operands != DType::kF32;
 
+  if (t.panels) return BindPanels(whole, call, pool);
   auto tiles = std::make_shared<std::vector<Tile>>();
   for (int64_t n = 0; n < t.batch; n += t.tile_batch) {
     for (int64_t i = 0; i < t.rows; i += t.tile_rows) {
