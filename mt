@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The daily verbs: ./mt demo|test|build|bench|lint|help. Everything it does is plain cmake, ninja and ctest, printed as it runs.
+# The daily verbs: ./mt demo|test|build|bench|fuzz|lint|help. Everything it does is plain cmake, ninja and ctest, printed as it runs.
 set -euo pipefail
 readonly CALLED_FROM=$PWD
 cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")"
@@ -9,6 +9,7 @@ readonly PACKAGES=(cmake ninja-build g++ ccache pkg-config ca-certificates proto
                    libopenblas0-pthread nlohmann-json3-dev libpcre2-dev libutf8proc-dev
                    libcurl4-openssl-dev libzstd-dev libgtest-dev libgmock-dev coinor-cbc)
 readonly BUILD=build
+readonly FUZZ_BUILD=build-fuzz FUZZ_PACKAGES=(clang libclang-rt-dev)
 
 usage() {
   cat <<'TEXT'
@@ -21,6 +22,9 @@ usage: ./mt VERB
   test --mutate    Runs the mutants instead: every planted bug must be caught by a named test.
   build            Installs what is missing and builds into build/; the tools are in build/bin.
   bench [NAME...]  Builds and runs the benches in bench/ (all, or those named).
+  fuzz [NAME] [S]  Builds the fuzz targets of tests/fuzz with clang and sanitizers and runs them (all, or that one) for S
+                   seconds each (default: 60), as many at a time as there are cores. What they learn stays in
+                   build-fuzz/corpus.
   lint             Checks formatting and layering.
   help             This text.
 
@@ -155,6 +159,105 @@ verb_bench() {
   done
 }
 
+# Small files of each kind, in FUZZ_BUILD/seeds/TARGET: those of the tree, and what the tools make.
+fuzz_seeds() {
+  local to=$FUZZ_BUILD/seeds file name header passes
+  rm -rf $to
+  for name in "$@"; do mkdir -p "$to/$name" "$FUZZ_BUILD/corpus/$name"; done
+  cp models/*.textproto $to/spec/
+  mv $to/spec/*.graph.textproto $to/graph/
+  for file in tests/interchange/data/*/config.json; do cp "$file" "$to/spec/$(basename "$(dirname "$file")").json"; done
+  # Golden files hold several modules or graphs each.
+  awk -v to=$to/graph '
+    FNR == 1 || /^\/\/ / { out = "" }
+    /^(module|graph) @/ && out == "" { out = to "/" ++n ".mtir" }
+    out != "" { print > out }' tests/*/*.mtir
+  for file in tests/interchange/data/*/*.safetensors; do
+    name=$(basename "$(dirname "$file")")-$(basename "$file")
+    cp "$file" "$to/safetensors/$name"
+    header=$(od -An -t u8 -N 8 "$file" | tr -d ' ')
+    tail -c +9 "$file" | head -c "$header" >"$to/safetensors/$name.header"
+  done
+  for file in tests/tokenizers/data/*/tokenizer.json; do
+    cp "$file" "$to/tokenizer_json/$(basename "$(dirname "$file")").json"
+  done
+  cp tests/tokenizers/data/*.tiktoken $to/tokenizer_json/
+  { cat tests/tokenizers/data/files/vocab.bpe; printf '\0'; cat tests/tokenizers/data/files/encoder.json; } >$to/tokenizer_json/gpt2
+  cp tests/tokenizers/data/*.model $to/sentencepiece/
+  head -n 60 README.md >$FUZZ_BUILD/text.txt
+  for name in char bpe:300; do
+    $BUILD/bin/mtcorpus prep --input $FUZZ_BUILD/text.txt --out $FUZZ_BUILD/prepared --tokenizer $name --overwrite &>/dev/null
+    cp $FUZZ_BUILD/prepared/tokenizer.json "$to/tokenizer_json/$name.json"
+    for file in $FUZZ_BUILD/prepared/*.bin; do cp "$file" "$to/bin/$name-$(basename "$file")"; done
+  done
+  # llm.c's header is 256 words: magic, version, number of tokens.
+  { printf '\x88\xd8\x34\x01\1\0\0\0\4\0\0\0'; head -c 1012 /dev/zero; printf '\x2b\1\1\0\2\0\x2b\1'; } >$to/bin/u16
+  { printf '\xa1\xd9\x34\x01\7\0\0\0\2\0\0\0'; head -c 1012 /dev/zero; printf '\1\0\0\0\x2b\1\0\0'; } >$to/bin/u32
+  for passes in none default fp16 adamw8bit flash,remat,accumulate:2; do
+    $BUILD/bin/mtc compile tests/fuzz/seeds/graph/tiny.graph.textproto --target cpu --passes $passes \
+      -o "$to/plan/tiny-$passes" &>/dev/null || true
+    $BUILD/bin/mtc compile tiny_char --batch 2 --seq 4 --set layers=1,width=8,heads=2,vocab_size=11,dropout=0.1 \
+      --target cpu --passes $passes -o "$to/plan/char-$passes" &>/dev/null || true
+  done
+}
+
+# fuzz_target NAME SECONDS: one line of what it did; the end of its log where it found something.
+fuzz_target() {
+  local name=$1 log=$FUZZ_BUILD/$1.log status=0 options=()
+  [[ -f tests/fuzz/$name.dict ]] && options=("-dict=tests/fuzz/$name.dict")
+  local folders=("$FUZZ_BUILD/corpus/$name" "$FUZZ_BUILD/seeds/$name")
+  [[ -d tests/fuzz/seeds/$name ]] && folders+=("tests/fuzz/seeds/$name")
+  mkdir -p $FUZZ_BUILD/found
+  "$FUZZ_BUILD/bin/${name}_fuzz" "${folders[@]}" \
+    "-max_total_time=$2" -timeout=25 -rss_limit_mb=2048 -print_final_stats=1 "-artifact_prefix=$FUZZ_BUILD/found/$name-" \
+    ${options[@]+"${options[@]}"} &>"$log" || status=$?
+  awk -v name="$name" -v status=$status '
+    / cov: / { for (i = 1; i < NF; ++i) if ($i == "cov:") edges = $(i + 1) }
+    /^stat::number_of_executed_units/ { units = $2 }
+    /^stat::average_exec_per_sec/ { speed = $2 }
+    END { printf "%-16s %s, %d runs, %d/s, %d edges\n", name, status ? "FOUND SOMETHING" : "ok", units, speed, edges }' "$log"
+  if ((status)); then
+    tail -n 60 "$log"
+    echo "$name: the input is in $FUZZ_BUILD/found; when it is mended, put it into tests/fuzz/seeds/$name"
+  fi
+  return $status
+}
+
+# Whether clang makes a fuzz target here.
+can_fuzz() {
+  mkdir -p $FUZZ_BUILD
+  echo 'extern "C" int LLVMFuzzerTestOneInput(const unsigned char*, unsigned long) { return 0; }' >$FUZZ_BUILD/probe.cc
+  clang++ -fsanitize=fuzzer,address,undefined $FUZZ_BUILD/probe.cc -o $FUZZ_BUILD/probe &>$FUZZ_BUILD/probe.log
+}
+
+verb_fuzz() {
+  local names=() name file seconds=60 status=0
+  for file in tests/fuzz/*_fuzz.cc; do name=$(basename "$file" _fuzz.cc) && names+=("$name"); done
+  local all=("${names[@]}")
+  if [[ ${1:-all} != all && ! ${1:-} =~ ^[0-9]+$ ]]; then
+    names=("${1%_fuzz}")
+    [[ -f tests/fuzz/${names[0]}_fuzz.cc ]] || fail 2 "there is no fuzz target ${names[0]}; tests/fuzz holds: ${all[*]}"
+    shift
+  elif [[ ${1:-} == all ]]; then
+    shift
+  fi
+  [[ ${1:-60} =~ ^[0-9]+$ ]] || fail 2 "fuzz: \"$1\" is not a number of seconds"
+  seconds=${1:-60}
+  if ! can_fuzz && ! { (need "${FUZZ_PACKAGES[@]}") && can_fuzz; }; then
+    echo "Skipped: fuzz: no clang++ that links libFuzzer and the sanitizers ($FUZZ_BUILD/probe.log); packages: ${FUZZ_PACKAGES[*]}"
+    return
+  fi
+  compile mtc mtcorpus  # They make seeds.
+  [[ -f $FUZZ_BUILD/build.ninja ]] || run cmake -G Ninja -S . -B $FUZZ_BUILD -DMT_FUZZ=ON -DCMAKE_CXX_COMPILER=clang++
+  run ninja -C $FUZZ_BUILD -j "$(jobs)" "${names[@]/%/_fuzz}"
+  fuzz_seeds "${all[@]}"
+  echo "+ tests/fuzz: ${names[*]}, $seconds seconds each"
+  export -f fuzz_target
+  export FUZZ_BUILD
+  printf '%s\n' "${names[@]}" | xargs -P "$(jobs)" -I {} bash -c "fuzz_target {} $seconds" || status=1
+  return $status
+}
+
 verb_lint() {
   need "${PACKAGES[@]}" clang-format
   compile layering_test
@@ -257,11 +360,12 @@ main() {
       path_line
       ;;
     bench) verb_bench "$@" ;;
+    fuzz) verb_fuzz "$@" ;;
     lint) verb_lint "$@" ;;
     help | -h | --help) usage ;;
     *)
       usage >&2
-      fail 2 "unknown verb \"$verb\"; the verbs are demo, test, build, bench, lint, help"
+      fail 2 "unknown verb \"$verb\"; the verbs are demo, test, build, bench, fuzz, lint, help"
       ;;
   esac
 }
