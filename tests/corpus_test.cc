@@ -773,6 +773,54 @@ TEST_F(CorpusTest, CommandPrepares) {
   EXPECT_EQ(ReadFile(piped + "/train-00000.bin").value(), ReadFile(OutFile("train-00000.bin")).value());
 }
 
+TEST_F(CorpusTest, TokenizersAreCompared) {
+  ASSERT_OK(WriteFile(input_, Text(400)));
+  const std::string log = absl::StrCat(folder_, "/log");
+  ASSERT_EQ(RunMtcorpus({"prep", "--input", input_, "--out", out_, "--tokenizer", "bpe:400"}, log).code, 0);
+  const std::string own = OutFile("tokenizer.json");
+  Outcome run = RunMtcorpus({"stat", out_, "--tokenizer", absl::StrCat("bpe:400,char,", own), "--json"}, log);
+  ASSERT_EQ(run.code, 0) << run.output;
+  const auto json = nlohmann::json::parse(run.output, nullptr, false);
+  ASSERT_FALSE(json.is_discarded()) << run.output;
+  const SplitInfo val = ReadManifest(out_)->splits[1];
+  EXPECT_EQ(json["documents"], val.documents);
+  EXPECT_EQ(json["bytes"], val.bytes);
+  EXPECT_EQ(json["words"], val.words);
+  ASSERT_EQ(json["tokenizers"].size(), 4u);
+  for (const int i : {0, 1, 3}) {  // Learned from the same text again, and read from a file: the same one.
+    EXPECT_EQ(json["tokenizers"][i]["tokens"], val.tokens - val.documents) << i;
+    EXPECT_EQ(json["tokenizers"][i]["hash"], json["tokenizers"][0]["hash"]);
+    EXPECT_EQ(json["tokenizers"][i]["unknown"], 0);
+  }
+  EXPECT_EQ(json["tokenizers"][2]["tokenizer"], "char");
+  EXPECT_GT(json["tokenizers"][2]["tokens_per_word"], json["tokenizers"][1]["tokens_per_word"]);
+
+  // A text with what a tokenizer lacks.
+  ASSERT_OK(WriteFile(absl::StrCat(folder_, "/ascii.txt"), "abc abd"));
+  const std::string lacking = absl::StrCat(folder_, "/ascii");
+  ASSERT_EQ(RunMtcorpus({"prep", "--input", folder_ + "/ascii.txt", "--out", lacking, "--tokenizer", "char", "--split",
+                         "100,0,0"},
+                        log)
+                .code,
+            0);
+  ASSERT_OK(WriteFile(input_, "abc żab"));
+  run = RunMtcorpus({"stat", input_, "--tokenizer", absl::StrCat("char,", lacking, "/tokenizer.json"), "--json"}, log);
+  ASSERT_EQ(run.code, 0) << run.output;
+  const auto text = nlohmann::json::parse(run.output.substr(run.output.find('{')), nullptr, false);  // After progress.
+  ASSERT_FALSE(text.is_discarded()) << run.output;
+  EXPECT_EQ(text["words"], 2);
+  EXPECT_EQ(text["tokenizers"][0]["unknown"], 0);
+  EXPECT_EQ(text["tokenizers"][1]["unknown"], 1);
+  EXPECT_EQ(text["tokenizers"][1]["tokens"], 7);
+  EXPECT_EQ(text["tokenizers"][1]["tokens_per_word"], 3.5);
+  run = RunMtcorpus({"stat", input_, "--tokenizer", "char,bpe:300"}, log);
+  EXPECT_THAT(run.output,
+              AllOf(HasSubstr("2 words"), HasSubstr("tokens/word"), HasSubstr("bpe:300"), HasSubstr("MB/s")));
+  run = RunMtcorpus({"stat", input_, "--tokenizer", "char,words"}, log);
+  EXPECT_EQ(run.code, 2) << run.output;
+  EXPECT_THAT(run.output, HasSubstr("\"words\" is not known"));
+}
+
 TEST_F(CorpusTest, CommandExitCodes) {
   const std::string log = absl::StrCat(folder_, "/log");
   ASSERT_OK(WriteFile(input_, Text(2000)));

@@ -10,8 +10,8 @@ constexpr CommandDef kCommands[] = {
      .summary =
          "Turns UTF-8 text into token shards with a train, val and test split; goes on where it was interrupted."},
     {.name = "stat",
-     .positionals = "[DIR]",
-     .summary = "Checks and shows a corpus, or a text: sizes, words, unigram and bigram entropy."},
+     .positionals = "[DIR|FILE]",
+     .summary = "Checks and shows a corpus, or a text: sizes, words, unigram and bigram entropy; compares tokenizers."},
     {.name = "list", .positionals = "[NAME]", .summary = "Names Speakleash's corpora, or describes one."},
     {.name = "get",
      .positionals = "NAME",
@@ -41,7 +41,8 @@ constexpr FlagDef kFlags[] = {
      .min = 1},
     {.name = "tokenizer",
      .metavar = "FILE",
-     .help = "bpe:N or char, learned from the train split; gpt2, OWNER/NAME, hf:DIR, spm:FILE, or a tokenizer file",
+     .help = "bpe:N or char, learned from the train split; gpt2, OWNER/NAME, hf:DIR, spm:FILE, or a tokenizer file; "
+             "stat: several with commas are compared, and one with a corpus's own",
      .default_text = "bpe:10000",
      .commands = "prep stat"},
     {.name = "split",
@@ -113,7 +114,8 @@ constinit const ToolDef kMtcorpus = {
         "mtcorpus prep --input book.txt --out corpus --tokenizer char\n"
         "mtcorpus get wolne_lektury_corpus --quality HIGH --limit 100000\n"
         "mtcorpus stat corpus\n"
-        "mtcorpus stat --input book.txt",
+        "mtcorpus stat --input book.txt\n"
+        "mtcorpus stat corpus --tokenizer gpt2,bpe:10000,spm:tokenizer.model",
 };
 
 }  // namespace mt

@@ -9,21 +9,26 @@
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
+#include <memory>
 #include <string>
 #include <system_error>
+#include <utility>
 #include <vector>
 
-#include "absl/cleanup/cleanup.h"
+#include "absl/memory/memory.h"
 #include "absl/status/status.h"
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "ir/base/flags.h"
 #include "ir/base/status_macros.h"
 #include "ir/base/tools.h"
 #include "ir/base/units.h"
 #include "nlohmann/json.hpp"
+#include "runtime/data/compare.h"
 #include "runtime/data/hub.h"
 #include "runtime/data/prep.h"
 #include "runtime/data/utf8.h"
@@ -253,27 +258,130 @@ absl::Status Prep(const ParsedArgs& args) {
   return absl::OkStatus();
 }
 
+// A folder that goes away again.
+class TemporaryFolder {
+ public:
+  static absl::StatusOr<std::unique_ptr<TemporaryFolder>> Create() {
+    std::error_code error;
+    std::string path = (std::filesystem::temp_directory_path(error) / "mtcorpus-XXXXXX").string();
+    if (error || ::mkdtemp(path.data()) == nullptr) {
+      return absl::DataLossError(absl::StrCat(path, ": cannot create a temporary folder; set TMPDIR"));
+    }
+    return absl::WrapUnique(new TemporaryFolder(path));
+  }
+  ~TemporaryFolder() {
+    std::error_code ignored;
+    std::filesystem::remove_all(path_, ignored);
+  }
+  const std::string& path() const { return path_; }
+
+ private:
+  explicit TemporaryFolder(std::string path) : path_(std::move(path)) {}
+  std::string path_;
+};
+
+// `on`: what was encoded.
+void PrintReports(const std::vector<TokenizerReport>& reports, const std::string& on, bool json) {
+  const auto speed = [](const TokenizerReport& report) {
+    return report.encode_seconds > 0 ? static_cast<double>(report.bytes) / report.encode_seconds / 1e6 : 0;
+  };
+  if (json) {
+    nlohmann::ordered_json out = {{"text", on},
+                                  {"documents", reports[0].documents},
+                                  {"bytes", reports[0].bytes},
+                                  {"words", reports[0].words},
+                                  {"tokenizers", nlohmann::ordered_json::array()}};
+    for (const TokenizerReport& report : reports) {
+      out["tokenizers"].push_back({{"tokenizer", report.spec},
+                                   {"name", report.name},
+                                   {"hash", absl::StrFormat("%016x", report.hash)},
+                                   {"vocab_size", report.vocab_size},
+                                   {"tokens", report.tokens},
+                                   {"tokens_per_word", Ratio(report.tokens, report.words)},
+                                   {"bytes_per_token", Ratio(report.bytes, report.tokens)},
+                                   {"unknown", report.unknown},
+                                   {"encode_megabytes_per_second", speed(report)}});
+    }
+    absl::PrintF("%s\n", out.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace));
+    return;
+  }
+  absl::PrintF("%s: %s documents, %s bytes, %s words\n", on, FormatCount(reports[0].documents),
+               FormatCount(reports[0].bytes), FormatCount(reports[0].words));
+  size_t width = 9;
+  for (const TokenizerReport& report : reports) width = std::max(width, report.spec.size());
+  absl::PrintF("%-*s %10s %15s %11s %11s %11s %11s\n", width, "tokenizer", "vocabulary", "tokens", "tokens/word",
+               "bytes/token", "unknown", "encode MB/s");
+  for (const TokenizerReport& report : reports) {
+    absl::PrintF("%-*s %10s %15s %11.3f %11.3f %11s %11.1f\n", width, report.spec, FormatCount(report.vocab_size),
+                 FormatCount(report.tokens), Ratio(report.tokens, report.words), Ratio(report.bytes, report.tokens),
+                 FormatCount(report.unknown), speed(report));
+  }
+}
+
+// stat --tokenizer A,B: each on the text, or on the val split of a corpus (the train split where val is empty), after
+// the corpus's own. Learned ones learn from the text, or from the train split.
+absl::Status CompareTokenizers(const std::string& path, bool is_corpus, const ParsedArgs& args, Progress* progress) {
+  const PrepOptions options = CommonOptions(args, progress);
+  std::vector<TokenizerReport> reports;
+  std::unique_ptr<TemporaryFolder> temporary;
+  std::unique_ptr<TextSource> source;
+  std::unique_ptr<Tokenizer> own;
+  std::unique_ptr<CorpusReader> train, val;
+  TextScan training, measured;
+  std::string on = path;
+  if (is_corpus) {
+    ASSIGN_OR_RETURN(const Manifest manifest, ReadManifest(path));
+    ASSIGN_OR_RETURN(own, LoadCorpusTokenizer(path, manifest));
+    ASSIGN_OR_RETURN(train, CorpusReader::Open(path, "train"));
+    ASSIGN_OR_RETURN(val, CorpusReader::Open(path, "val"));
+    training = ScanOf(train.get(), own.get());
+    measured = val->num_tokens() > 0 ? ScanOf(val.get(), own.get()) : training;
+    absl::StrAppend(&on, val->num_tokens() > 0 ? ", val" : ", train");
+    ASSIGN_OR_RETURN(reports.emplace_back(), ReportTokenizer(*own, measured));
+    reports.back().spec = "its own";
+  } else {
+    ASSIGN_OR_RETURN(temporary, TemporaryFolder::Create());
+    ASSIGN_OR_RETURN(
+        source, TextSource::Open(
+                    path, temporary->path(), options.documents, options.invalid_utf8,
+                    [&](int64_t done, int64_t total) { (*progress)("reading", done, total); }, options.text_field));
+    training = measured = ScanOf(source.get());
+    if (path == "-") on = "standard input";
+  }
+  for (const absl::string_view spec : absl::StrSplit(args.String("tokenizer"), ',')) {
+    absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer =
+        TokenizerFor(std::string(spec), training, options.tokenizer_bytes);
+    RETURN_IF_ERROR(tokenizer);
+    ASSIGN_OR_RETURN(reports.emplace_back(), ReportTokenizer(**tokenizer, measured));
+    reports.back().spec = std::string(spec);
+  }
+  progress->EndLine();
+  PrintReports(reports, on, args.Bool("json"));
+  return absl::OkStatus();
+}
+
 absl::Status Stat(const ParsedArgs& args) {
-  const bool folder = !args.positionals().empty();
-  if (folder == args.Has("input")) {
+  const bool named = !args.positionals().empty();
+  if (named == args.Has("input")) {
     return absl::InvalidArgumentError("stat needs either the folder of a corpus or --input FILE");
   }
   Progress progress;
-  if (folder) return ShowCorpus(args.positional(0), args, &progress);
-  // A text is prepared in a folder that goes away again.
   std::error_code error;
-  std::string temporary = (std::filesystem::temp_directory_path(error) / "mtcorpus-XXXXXX").string();
-  if (error || ::mkdtemp(temporary.data()) == nullptr) {
-    return absl::DataLossError(absl::StrCat(temporary, ": cannot create a temporary folder; set TMPDIR"));
-  }
-  absl::Cleanup remove = [&] { std::filesystem::remove_all(temporary, error); };
+  const std::string path = named ? args.positional(0) : args.String("input");
+  const bool is_corpus = named && !std::filesystem::is_regular_file(path, error);
+  // One tokenizer of a text is shown as the corpus that it makes.
+  const bool several = absl::StrContains(args.String("tokenizer"), ',');
+  if (args.Has("tokenizer") && (is_corpus || several)) return CompareTokenizers(path, is_corpus, args, &progress);
+  if (is_corpus) return ShowCorpus(path, args, &progress);
+  ASSIGN_OR_RETURN(const std::unique_ptr<TemporaryFolder> temporary, TemporaryFolder::Create());
   PrepOptions options = CommonOptions(args, &progress);
-  options.output = temporary;
+  options.input = path;
+  options.output = temporary->path();
   options.split = {100, 0, 0};
   absl::StatusOr<Manifest> manifest = PrepareCorpus(options);
   progress.EndLine();
   RETURN_IF_ERROR(manifest);
-  return ShowCorpus(temporary, args, &progress);
+  return ShowCorpus(temporary->path(), args, &progress);
 }
 
 DownloadOptions FromEnvironment(Progress* progress) {

@@ -32,6 +32,7 @@
 #include "runtime/data/shard.h"
 #include "runtime/data/token_file.h"
 #include "runtime/data/tokenizer_files.h"
+#include "runtime/data/words.h"
 
 namespace mt {
 namespace {
@@ -69,10 +70,6 @@ const char* Name(InvalidUtf8 mode) {
   return "";
 }
 
-bool IsTrained(const std::string& tokenizer) {
-  return tokenizer == "char" || absl::string_view(tokenizer).substr(0, 4) == "bpe:";
-}
-
 absl::Status CheckOptions(const PrepOptions& options) {
   double sum = 0;
   for (const double share : options.split) {
@@ -86,7 +83,7 @@ absl::Status CheckOptions(const PrepOptions& options) {
   }
   if (options.tokenizer_bytes < 1) return absl::InvalidArgumentError("tokenizer bytes: must be at least 1");
   if (options.shard_tokens < 1) return absl::InvalidArgumentError("shard tokens: must be at least 1");
-  if (IsTrained(options.tokenizer) || (!IsTokenizerPath(options.tokenizer) && !IsHubName(options.tokenizer))) {
+  if (IsTrainedTokenizer(options.tokenizer) || (!IsTokenizerPath(options.tokenizer) && !IsHubName(options.tokenizer))) {
     RETURN_IF_ERROR(NewTokenizerTrainer(options.tokenizer));  // Says what a tokenizer can be.
   }
   return absl::OkStatus();
@@ -231,12 +228,6 @@ class SplitWriter {
   std::unique_ptr<ShardWriter> shard_;
 };
 
-absl::StatusOr<std::unique_ptr<Tokenizer>> NamedTokenizer(const std::string& spec) {
-  if (!IsHubName(spec)) return OpenTokenizer(spec);
-  ASSIGN_OR_RETURN(const std::string fetched, FetchTokenizer(spec));
-  return OpenTokenizer(fetched);
-}
-
 absl::StatusOr<std::unique_ptr<Tokenizer>> TrainTokenizer(const PrepOptions& options, const Permutation& order,
                                                           int64_t train_documents, TextSource* source) {
   ASSIGN_OR_RETURN(std::unique_ptr<TokenizerTrainer> trainer, NewTokenizerTrainer(options.tokenizer));
@@ -264,24 +255,20 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> TrainTokenizer(const PrepOptions& opt
   return tokenizer;
 }
 
-// Counts words that white space separates, across the parts of a document.
-class WordCounter {
- public:
-  int64_t Count(absl::string_view text) {
-    int64_t words = 0;
-    for (const char c : text) {
-      const bool space = c == ' ' || (c >= '\t' && c <= '\r');
-      words += !space && !in_word_;
-      in_word_ = !space;
-    }
-    return words;
-  }
-
- private:
-  bool in_word_ = false;
-};
-
 }  // namespace
+
+bool IsTrainedTokenizer(const std::string& spec) {
+  return spec == "char" || absl::string_view(spec).substr(0, 4) == "bpe:";
+}
+
+absl::StatusOr<std::unique_ptr<Tokenizer>> NamedTokenizer(const std::string& spec) {
+  if (IsHubName(spec)) {
+    ASSIGN_OR_RETURN(const std::string fetched, FetchTokenizer(spec));
+    return OpenTokenizer(fetched);
+  }
+  if (!IsTokenizerPath(spec)) RETURN_IF_ERROR(NewTokenizerTrainer(spec));  // Says what a tokenizer can be.
+  return OpenTokenizer(spec);
+}
 
 absl::StatusOr<TokenStatistics> MeasureSplit(const CorpusReader& reader,
                                              const std::function<void(int64_t, int64_t)>& progress) {
@@ -390,7 +377,7 @@ absl::StatusOr<std::map<std::string, std::string>> Preparation::Request() {
       {"--documents", Name(options_.documents)},       {"--text-field", options_.text_field},
       {"--invalid-utf8", Name(options_.invalid_utf8)}, {"--shard-tokens", absl::StrCat(options_.shard_tokens)},
   };
-  if (IsTrained(options_.tokenizer)) {
+  if (IsTrainedTokenizer(options_.tokenizer)) {
     request["--tokenizer"] = options_.tokenizer;
     request["--tokenizer-bytes"] = absl::StrCat(options_.tokenizer_bytes);
   } else {
@@ -467,7 +454,7 @@ absl::Status Preparation::OpenInput(bool unfinished) {
   std::string index;
   const bool token_file = options_.input != "-" && IsTokenFile(options_.input);
   if (token_file) {
-    if (IsTrained(options_.tokenizer)) {
+    if (IsTrainedTokenizer(options_.tokenizer)) {
       return absl::InvalidArgumentError(absl::StrCat(
           options_.input, ": holds tokens, not text; name the tokenizer that made them, such as --tokenizer gpt2"));
     }

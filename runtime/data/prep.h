@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -12,6 +13,7 @@
 #include "runtime/data/corpus.h"
 #include "runtime/data/entropy.h"
 #include "runtime/data/text_source.h"
+#include "runtime/data/tokenizer.h"
 
 namespace mt {
 
@@ -46,6 +48,12 @@ struct PrepOptions {
 // differs), NotFound and FailedPrecondition (the input; another process is writing the folder), AlreadyExists (a corpus
 // is in `output`), DataLoss (a failed write).
 absl::StatusOr<Manifest> PrepareCorpus(const PrepOptions& options);
+
+// "bpe:N" and "char" are learned from the text.
+bool IsTrainedTokenizer(const std::string& spec);
+// Any other tokenizer of PrepOptions, fetched where it is on Hugging Face.
+// Errors: InvalidArgument (no such kind), and those of FetchTokenizer and OpenTokenizer.
+absl::StatusOr<std::unique_ptr<Tokenizer>> NamedTokenizer(const std::string& spec);
 
 // Reads a whole split (and so checks every block of it). `progress`, which may be empty, gets tokens done and all.
 // Errors: FailedPrecondition (damaged shard).
