@@ -1,5 +1,5 @@
 // Times attention forward and backward on a GPU, through a plan as a model has it: a JSON line for each shape.
-//   attention_bench [--dtype=bf16|f16] [--packed] [--portable] [B,H,G,T,D[,WINDOW]] ...
+//   attention_bench [--dtype=bf16|f16|f32|tf32] [--dropout=RATE] [--packed] [--portable] [B,H,G,T,D[,WINDOW]] ...
 // Causal; G key-value heads; TFLOP/s of the pairs that are seen. --packed: q, k and v are columns of one tensor.
 // --portable: the kernels that every chip has. Without shapes: those of bench/attention_peer.py. Each run follows a
 // fill of memory larger than the L2 cache.
@@ -43,7 +43,8 @@ constexpr Shape kShapes[] = {{125, 12, 12, 256, 64}, {64, 8, 8, 512, 64},     {3
 
 struct Options {
   DType dtype = DType::kBF16;
-  bool packed = false, portable = false;
+  double dropout = 0;
+  bool tf32 = false, packed = false, portable = false;
   std::vector<Shape> shapes;
 };
 
@@ -51,8 +52,11 @@ absl::StatusOr<Options> Parse(int argc, char** argv) {
   Options options;
   for (int i = 1; i < argc; ++i) {
     absl::string_view arg = argv[i];
-    if (absl::ConsumePrefix(&arg, "--dtype=") && (arg == "bf16" || arg == "f16")) {
-      options.dtype = *ParseDType(arg);
+    if (absl::ConsumePrefix(&arg, "--dtype=") && (arg == "bf16" || arg == "f16" || arg == "f32" || arg == "tf32")) {
+      options.tf32 = arg == "tf32";
+      options.dtype = options.tf32 ? DType::kF32 : *ParseDType(arg);
+    } else if (absl::ConsumePrefix(&arg, "--dropout=") && absl::SimpleAtod(arg, &options.dropout) &&
+               options.dropout > 0 && options.dropout < 1) {
     } else if (arg == "--packed") {
       options.packed = true;
     } else if (arg == "--portable") {
@@ -68,7 +72,7 @@ absl::StatusOr<Options> Parse(int argc, char** argv) {
       if (!good || (sizes.size() != 5 && sizes.size() != 6) || sizes[1] % sizes[2] != 0) {
         return absl::InvalidArgumentError(
             absl::StrCat("\"", argv[i], "\": expected B,H,G,T,D or B,H,G,T,D,WINDOW with G a divisor of H, or ",
-                         "--dtype=bf16|f16, --packed, --portable"));
+                         "--dtype=bf16|f16|f32|tf32, --dropout=RATE, --packed, --portable"));
       }
       options.shapes.push_back(
           {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes.size() == 6 ? sizes[5] : int64_t{-1}});
@@ -78,14 +82,17 @@ absl::StatusOr<Options> Parse(int argc, char** argv) {
   return options;
 }
 
-// Numbers of a 16-bit dtype with random signs and mantissas, between 1/8 and 2.
+// Numbers with random signs and mantissas, between 1/8 and 2.
 std::string RandomNumbers(DType dtype, size_t count) {
-  const uint32_t mantissa = dtype == DType::kF16 ? 10 : 7, bias = dtype == DType::kF16 ? 15 : 127;
-  std::string bytes(count * 2, '\0');
+  const uint32_t bits = static_cast<uint32_t>(8 * ByteSize(dtype));
+  const uint32_t mantissa = dtype == DType::kF32 ? 23 : dtype == DType::kF16 ? 10 : 7;
+  const uint32_t bias = dtype == DType::kF16 ? 15 : 127;
+  std::string bytes(count * bits / 8, '\0');
   for (size_t i = 0; i < count; ++i) {
     const auto words = Philox({1, 2}, {static_cast<uint32_t>(i), 0, 0, 0});
-    const uint32_t value = (words[0] & 1) << 15 | (bias - words[1] % 4) << mantissa | words[2] >> (32 - mantissa);
-    std::memcpy(&bytes[i * 2], &value, 2);  // Little-endian.
+    const uint32_t value =
+        (words[0] & 1) << (bits - 1) | (bias - words[1] % 4) << mantissa | words[2] >> (32 - mantissa);
+    std::memcpy(&bytes[i * bits / 8], &value, bits / 8);  // Little-endian.
   }
   return bytes;
 }
@@ -108,7 +115,11 @@ absl::Status BenchShape(const Options& options, const Shape& shape, const std::s
   };
   const std::vector<int64_t> queries = {shape.batch, shape.heads, shape.length, shape.width},
                              keys = {shape.batch, shape.kv_heads, shape.length, shape.width};
-  Attrs attrs = {{"scale", 1.0 / std::sqrt(static_cast<double>(shape.width))}, {"window", shape.window}};
+  Attrs attrs = {{"scale", 1.0 / std::sqrt(static_cast<double>(shape.width))},
+                 {"window", shape.window},
+                 {"rate", options.dropout},
+                 {"rng", options.dropout > 0},
+                 {"tf32", options.tf32}};
   std::string op = "flash_attention";
   std::vector<Value> operands;
   Value dout;
@@ -122,10 +133,13 @@ absl::Status BenchShape(const Options& options, const Shape& shape, const std::s
     operands = {input("q", queries), input("k", keys), input("v", keys)};
     dout = input("dout", queries);
   }
+  std::vector<Value> rng;
+  if (options.dropout > 0) rng = {builder.Input("rng", {DType::kI32, {4}}, Role::kData)};
+  operands.insert(operands.end(), rng.begin(), rng.end());
   const std::vector<Value> results = builder.Ops(op, operands, attrs, "forward");
   RETURN_IF_ERROR(builder.status());
   operands.insert(operands.begin(), dout);
-  operands.insert(operands.end(), results.begin(), results.end());
+  operands.insert(operands.end() - static_cast<ptrdiff_t>(rng.size()), results.begin(), results.end());
   const std::vector<Value> grads = builder.Ops(absl::StrCat(op, "_backward"), operands, attrs, "backward");
   RETURN_IF_ERROR(builder.status());
   for (size_t i = 0; i < grads.size(); ++i) builder.graph().AddOutput(grads[i], absl::StrCat("gradient", i));
@@ -162,7 +176,8 @@ absl::Status BenchShape(const Options& options, const Shape& shape, const std::s
                                               {"T", shape.length},
                                               {"D", shape.width},
                                               {"window", shape.window},
-                                              {"dtype", std::string(DTypeName(options.dtype))},
+                                              {"dtype", options.tf32 ? "tf32" : std::string(DTypeName(options.dtype))},
+                                              {"dropout", options.dropout},
                                               {"packed", options.packed},
                                               {"deterministic", true},
                                               {"forward_ms", forward * 1e3},

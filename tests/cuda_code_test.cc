@@ -22,6 +22,7 @@
 #include "codegen/cuda/code.h"
 #include "codegen/cuda/cubin.h"
 #include "codegen/cuda/kernel.h"
+#include "codegen/cuda/resources.h"
 #include "codegen/cuda/source.h"
 #include "codegen/plan/nvrtc.h"
 #include "codegen/plan/plan.h"
@@ -342,6 +343,63 @@ TEST(CudaCode, HopperHasAttentionOfItsOwn) {
   proto::PlanProto other = PlanOf("tiny_char", "flash,bf16", "cuda:sm_80", 4);
   ASSERT_OK(EmitCudaCode(other));
   EXPECT_EQ(LaunchWithMaps(other), nullptr);
+}
+
+// The steps of attention [1, 2, 200, width] and of its backward, one after the other.
+std::vector<CudaSteps::Step> AttentionSteps(const Target& target, DType dtype, bool tf32, int64_t width) {
+  const TensorType q = {dtype, {1, 2, 200, width}}, lse = {DType::kF32, {1, 2, 200}};
+  std::vector<CudaSteps::Step> all;
+  for (const bool backward : {false, true}) {
+    const OpDef* const op = FindOp(backward ? "flash_attention_backward" : "flash_attention");
+    const std::vector<TensorType> operands =
+        backward ? std::vector<TensorType>{q, q, q, q, q, lse} : std::vector<TensorType>{q, q, q};
+    Attrs attrs = {{"scale", 0.25}, {"tf32", tf32}};
+    const absl::StatusOr<std::vector<TensorType>> results = InferTypes(*op, operands, attrs);
+    CHECK(results.ok()) << results.status();
+    const absl::StatusOr<CudaSteps> steps =
+        EmitCuda({.target = target,
+                  .op = op,
+                  .attrs = &attrs,
+                  .operands = operands,
+                  .results = *results,
+                  .workspace_bytes = CudaWorkspaceBytes(target, *op, operands, *results, attrs),
+                  .portable = true});
+    CHECK(steps.ok()) << steps.status();
+    all.insert(all.end(), steps->steps().begin(), steps->steps().end());
+  }
+  return all;
+}
+
+TEST(CudaCode, AttentionIsOnTensorCoresWhereItsPrecisionAllowsIt) {
+  for (const int sm : {75, 80, 86, 89, 90, 100, 120}) {
+    for (const int64_t width : {16, 32, 48, 64, 96, 128}) {
+      for (const auto& [dtype, tf32] :
+           {std::pair(DType::kF32, false), std::pair(DType::kF32, true), std::pair(DType::kF16, false)}) {
+        SCOPED_TRACE(absl::StrCat("sm_", sm, " ", DTypeName(dtype), tf32 ? " tf32" : "", " width ", width));
+        const std::vector<CudaSteps::Step> steps = AttentionSteps(Sm(sm), dtype, tf32, width);
+        ASSERT_EQ(steps.size(), 4u);
+        const bool on_cores = sm >= 80 && (tf32 || dtype == DType::kF16);
+        for (const CudaSteps::Step& step : steps) {
+          EXPECT_EQ(absl::StartsWith(step.proto.launch().function(), "mt_flash"), on_cores);
+          EXPECT_LE(step.proto.launch().shared_bytes() + 1024, CudaSharedBytes(Sm(sm)));
+        }
+      }
+    }
+  }
+}
+
+TEST(CudaCode, AttentionOfTf32Compiles) {
+  if (!HasCompiler()) GTEST_SKIP() << CudaCompilerVersion().status();
+  for (const auto& [sm, width] : {std::pair(80, 64), std::pair(86, 128), std::pair(120, 32)}) {
+    std::set<std::string> sources;
+    for (const CudaSteps::Step& step : AttentionSteps(Sm(sm), DType::kF32, /*tf32=*/true, width)) {
+      sources.insert(step.source);
+    }
+    for (const std::string& source : sources) {
+      EXPECT_OK(CompileCudaSource(absl::StrCat(CudaPrelude(), "\n", source), Sm(sm)).status())
+          << "sm_" << sm << " width " << width;
+    }
+  }
 }
 
 TEST(CudaCode, VerifierRefusesTensorMapsThatDoNotHold) {

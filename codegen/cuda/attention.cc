@@ -1,5 +1,5 @@
-// Attention. By width and dtype: 16-bit operands on tensor cores (on sm_90 attention_hopper.cc, else flash.cuh), tiles
-// in f32 (attention_tiles.cuh), and for widths that are no multiple of 16 a warp a row (attention_rows.cuh).
+// Attention. By width and precision: on tensor cores (on sm_90 attention_hopper.cc, else attention_flash.cc), tiles in
+// f32 (attention_tiles.cuh), and for widths that are no multiple of 16 a warp a row (attention_rows.cuh).
 #include "codegen/cuda/attention.h"
 
 #include <string>
@@ -18,26 +18,20 @@ constexpr int64_t kTile = 64;
 // Which kernels run, and the shared memory that they take.
 struct Shape : CudaAttention {
   Shape(const CudaCall& call, bool backward) : CudaAttention(call, backward) {
-    const bool fits_tiles = width % 16 == 0 && width <= 128;
     const int64_t limit = CudaSharedBytes(call.target) - 1024;  // The kernels have numbers of rows there, too.
-    on_tensor_cores = fits_tiles && dtype != DType::kF32 && call.target.sm >= 80 && FlashBytes(6) <= limit;
-    in_tiles = on_tensor_cores || (fits_tiles && TileBytes(4) <= limit);
+    in_tiles = width % 16 == 0 && width <= 128 && TileBytes(4) <= limit;
   }
   int64_t tiles() const { return CeilDiv(length, kTile); }
-  // Shared memory for `count` tiles of rows, and, where they are not held in registers, one of weights.
-  int64_t FlashBytes(int64_t count) const { return count * kTile * (width + 8) * 2; }
+  // Shared memory for `count` tiles of rows and one of weights.
   int64_t TileBytes(int64_t count) const { return (count * kTile * (width + 4) + kTile * (kTile + 4)) * 4; }
-  absl::string_view skeleton() const {
-    return on_tensor_cores ? "flash.cuh" : in_tiles ? "attention_tiles.cuh" : "attention_rows.cuh";
-  }
 
-  bool in_tiles, on_tensor_cores;
+  bool in_tiles;
 };
 
 std::string Source(const CudaCall& call, const Shape& shape, bool forward) {
   return absl::StrCat(forward ? "#define MT_FORWARD\n" : "", AttentionConstants(call, shape),
-                      forward || shape.on_tensor_cores ? "" : CudaText("attention_delta.cuh"),
-                      CudaText(shape.skeleton()));
+                      forward ? "" : CudaText("attention_delta.cuh"),
+                      CudaText(shape.in_tiles ? "attention_tiles.cuh" : "attention_rows.cuh"));
 }
 
 absl::Status EmitForward(const CudaCall& call, CudaSteps& steps) {
@@ -46,13 +40,16 @@ absl::Status EmitForward(const CudaCall& call, CudaSteps& steps) {
     EmitHopperForward(call, shape, steps);
     return absl::OkStatus();
   }
-  CudaLaunch launch{.source = Source(call, shape, /*forward=*/true), .block = {128, 1, 1}};
+  if (HasFlashAttention(call, shape)) {
+    EmitFlashForward(call, shape, steps);
+    return absl::OkStatus();
+  }
+  CudaLaunch launch{.source = Source(call, shape, /*forward=*/true), .function = "mt_attention", .block = {128, 1, 1}};
   launch.arguments = {shape.q, shape.k, shape.v, shape.rng, shape.out, shape.lse};
-  launch.function = shape.on_tensor_cores ? "mt_flash" : "mt_attention";
   if (shape.in_tiles) {
     launch.grid[0] = shape.batch * shape.heads * shape.tiles();
-    launch.block[0] = shape.on_tensor_cores ? 128 : 256;
-    launch.shared_bytes = shape.on_tensor_cores ? shape.FlashBytes(5) : shape.TileBytes(3);
+    launch.block[0] = 256;
+    launch.shared_bytes = shape.TileBytes(3);
   } else {
     launch.grid[0] = CeilDiv(shape.queries(), 4);
   }
@@ -66,6 +63,10 @@ absl::Status EmitBackward(const CudaCall& call, CudaSteps& steps) {
     EmitHopperBackward(call, shape, steps);
     return absl::OkStatus();
   }
+  if (HasFlashAttention(call, shape)) {
+    EmitFlashBackward(call, shape, steps);
+    return absl::OkStatus();
+  }
   const std::string source = Source(call, shape, /*forward=*/false);
   const std::vector<CudaPlace> reads = {shape.dout, shape.q, shape.k, shape.v, shape.lse, shape.delta, shape.rng};
   const auto with = [&](std::initializer_list<CudaPlace> results) {
@@ -73,26 +74,18 @@ absl::Status EmitBackward(const CudaCall& call, CudaSteps& steps) {
     arguments.insert(arguments.end(), results);
     return arguments;
   };
-  CudaLaunch sums{.source = source, .arguments = {shape.dout, shape.out, shape.delta}};
-  CudaLaunch dkv{.source = source, .block = {128, 1, 1}, .arguments = with({shape.dk, shape.dv})};
-  CudaLaunch dq{.source = source, .block = {128, 1, 1}, .arguments = with({shape.dq})};
-  const absl::string_view prefix = shape.on_tensor_cores ? "mt_flash" : "mt_attention";
-  sums.function = absl::StrCat(prefix, "_delta");
-  dkv.function = absl::StrCat(prefix, "_dkv");
-  dq.function = absl::StrCat(prefix, "_dq");
-  if (shape.on_tensor_cores) {
-    const int64_t threads = shape.width % 64 == 0 ? 8 : shape.width % 32 == 0 ? 4 : 2;
-    sums.grid[0] = CeilDiv(shape.queries() * threads, 256);
-    sums.block[0] = 256;
-  } else {
-    sums.grid[0] = CeilDiv(shape.queries(), 4);
-    sums.block[0] = 128;
-  }
+  CudaLaunch sums{.source = source, .function = "mt_attention_delta", .block = {128, 1, 1}};
+  sums.arguments = {shape.dout, shape.out, shape.delta};
+  sums.grid[0] = CeilDiv(shape.queries(), 4);
+  CudaLaunch dkv{.source = source, .function = "mt_attention_dkv", .block = {128, 1, 1}};
+  dkv.arguments = with({shape.dk, shape.dv});
+  CudaLaunch dq{.source = source, .function = "mt_attention_dq", .block = {128, 1, 1}};
+  dq.arguments = with({shape.dq});
   if (shape.in_tiles) {
     dkv.grid[0] = shape.batch * shape.kv_heads * shape.tiles();
     dq.grid[0] = shape.batch * shape.heads * shape.tiles();
-    dkv.block[0] = dq.block[0] = shape.on_tensor_cores ? 128 : 256;
-    dkv.shared_bytes = dq.shared_bytes = shape.on_tensor_cores ? shape.FlashBytes(6) : shape.TileBytes(4);
+    dkv.block[0] = dq.block[0] = 256;
+    dkv.shared_bytes = dq.shared_bytes = shape.TileBytes(4);
   } else {
     dkv.grid[0] = CeilDiv(shape.keys(), 4);
     dq.grid[0] = CeilDiv(shape.queries(), 4);

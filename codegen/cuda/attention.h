@@ -32,6 +32,11 @@ bool HasHopperAttention(const CudaCall& call, const CudaAttention& attention);
 void EmitHopperForward(const CudaCall& call, const CudaAttention& attention, CudaSteps& steps);
 void EmitHopperBackward(const CudaCall& call, const CudaAttention& attention, CudaSteps& steps);
 
+// attention_flash.cc: kernels of mma.sync for the other chips and for TF32, and whether there are any.
+bool HasFlashAttention(const CudaCall& call, const CudaAttention& attention);
+void EmitFlashForward(const CudaCall& call, const CudaAttention& attention, CudaSteps& steps);
+void EmitFlashBackward(const CudaCall& call, const CudaAttention& attention, CudaSteps& steps);
+
 // "typedef ... T;", the strides above, kBatch, kHeads, kGroup (heads that share a key-value head), kLength, kWidth,
 // kQueries, kWindow, kKey, kCausal, kDropout, kBf16, kScale, kRate and kKeep, then the text of attention_common.cuh.
 std::string AttentionConstants(const CudaCall& call, const CudaAttention& attention);

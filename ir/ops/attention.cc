@@ -270,7 +270,7 @@ struct Case {
   int64_t window = -1;
   double rate = 0;
   DType dtype = DType::kF32;
-  bool causal = true;
+  bool causal = true, tf32 = false;
 };
 
 // The last lengths pass the blocks of the kernels.
@@ -291,6 +291,10 @@ constexpr Case kCases[] = {
     {1, 1, 1, 600, 8, 270, 0, DType::kBF16},
     {1, 2, 1, 35, 32, -1, 0.25, DType::kF16},
     {1, 1, 1, 300, 16, 40, 0, DType::kF16},
+    {1, 2, 1, 68, 32, -1, 0.25, DType::kF32, true, true},
+    {1, 1, 1, 131, 64, 40, 0, DType::kF32, true, true},
+    {1, 1, 1, 70, 128, 30, 0, DType::kF32, true, true},
+    {1, 2, 2, 67, 48, -1, 0.2, DType::kF32, false, true},
 };
 
 std::vector<OpSample> Samples(bool packed, bool backward) {
@@ -302,7 +306,8 @@ std::vector<OpSample> Samples(bool packed, bool backward) {
                               {"window", c.window},
                               {"rate", c.rate},
                               {"key", int64_t{0xDEADBEEF}},
-                              {"rng", c.rate > 0}}};
+                              {"rng", c.rate > 0},
+                              {"tf32", c.tf32}}};
     if (packed) {
       sample.attrs.Set("heads", c.heads);
       sample.attrs.Set("kv_heads", c.kv_heads);
