@@ -125,9 +125,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, kBlocks)
 #pragma unroll
       for (int u = 0; u < kUnits; ++u) out_units[r][u] = LoadConstant((const Bytes16*)row + u);
     }
-    // Blocks of keys that some of these 64 queries see; the others of the block pass by.
-    const int my_begin = FirstKey(my_first) / kBlockRows;
+    // Blocks of keys that some of these 64 queries see; the others of the block pass by. Queries behind the last take
+    // one block, too.
     const int my_end = kCausal && my_first + 64 < end * kBlockRows ? (my_first + 63) / kBlockRows + 1 : end;
+    const int first_seen = FirstKey(my_first) / kBlockRows, my_begin = first_seen < my_end ? first_seen : my_end - 1;
     const auto take = [&] {  // The next block, when it is there.
       const int slot = ring.slot;
       Wait(full + 8 * slot, ring.parity);

@@ -170,9 +170,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, kBlocks)
       }
     };
 
-    // Blocks of keys that some of these 64 queries see; the others of the block pass by.
-    const int my_begin = FirstKey(my_first) / kBlockKeys;
+    // Blocks of keys that some of these 64 queries see; the others of the block pass by. Queries behind the last take
+    // one block, too.
     const int my_end = kCausal && my_first + 64 < end * kBlockKeys ? (my_first + 63) / kBlockKeys + 1 : end;
+    const int first_seen = FirstKey(my_first) / kBlockKeys, my_begin = first_seen < my_end ? first_seen : my_end - 1;
     Wait(held_full + 8 * held_ring.slot, held_ring.parity);
     int keys = take();
 #pragma unroll 1
