@@ -198,7 +198,12 @@ class DeviceTest : public ::testing::Test {
     };
     int asked = 0;
     hooks.interrupted = [&] { return ++asked > interrupt_after; };
-    const absl::StatusOr<TrainResult> result = (*trainer)->Train(options, hooks);
+    absl::StatusOr<TrainResult> result = (*trainer)->Train(options, hooks);
+    if (result.ok() && result->paused) {
+      options.from = *result;
+      options.pause_after.reset();
+      result = (*trainer)->Train(options, hooks);
+    }
     if (!result.ok()) return absl::StrCat(text, result.status().message());
     const absl::StatusOr<EvalMetrics> eval = (*trainer)->Evaluate("val", 0);
     CHECK(eval.ok()) << eval.status();
@@ -230,6 +235,11 @@ TEST_F(DeviceTest, TrainsAsIfTheHostHadWaited) {
       SCOPED_TRACE(absl::StrCat(passes, eager ? ", early copies" : ", late copies"));
       EXPECT_EQ(Trained(staged, std::make_unique<DelayedBackend>(eager), options), expected);
       EXPECT_EQ(Trained(plan, std::make_unique<DelayedBackend>(eager), options), expected) << "without staging";
+      for (const int64_t pause : {5, 7}) {
+        TrainOptions paused = options;
+        paused.pause_after = pause;
+        EXPECT_EQ(Trained(staged, std::make_unique<DelayedBackend>(eager), paused), expected) << pause;
+      }
     }
     const std::string interrupted = Trained(plan, Cpu(), options, 7);
     EXPECT_THAT(interrupted, HasSubstr("7 steps"));
