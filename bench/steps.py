@@ -11,7 +11,8 @@ tokens. Parameter counts must be equal before a ratio is printed; where torch pa
 
 Without --passes the pairs of TECHNIQUES are measured. On a GPU all eager modes of a model and round share one process of
 torch. A mode of torch is words joined by "_": f32, tf32 or bf16 (autocast); math (written-out attention), flash
-(scaled_dot_product_attention) or window (the same with a mask of T/4 keys); ckpt (checkpoint of each block); compile (torch.compile).
+(scaled_dot_product_attention) or window (the same with a mask of T/4 keys); ckpt (checkpoint of each block); compile (torch.compile);
+unpadded (a vocabulary as the model has it, on a GPU, too).
 """
 import argparse
 import json
@@ -36,17 +37,18 @@ TECHNIQUES = {
         "compiled": ("default", "f32_flash_compile"),
     },
     "cuda": {
-        "tf32": ("tf32,fuse", "tf32_math"),
-        "tf32_flash": ("tf32,flash,fuse", "tf32_flash"),
-        "tf32_window": ("tf32,flash:window=T/4,fuse", "tf32_window"),
-        "tf32_remat": ("tf32,fuse,remat", "tf32_math_ckpt"),
-        "tf32_flash_remat": ("tf32,flash,fuse,remat", "tf32_flash_ckpt"),
-        "bf16": ("bf16,fuse", "bf16_math"),
-        "bf16_remat": ("bf16,fuse,remat", "bf16_math_ckpt"),
-        "flash": ("bf16,flash,fuse", "bf16_flash"),
-        "window": ("bf16,flash:window=T/4,fuse", "bf16_window"),
-        "remat": ("bf16,flash,fuse,remat", "bf16_flash_ckpt"),
-        "window_remat": ("bf16,flash:window=T/4,fuse,remat", "bf16_window_ckpt"),
+        "tf32": ("tf32,pad_vocab,fuse", "tf32_math"),
+        "tf32_flash": ("tf32,flash,pad_vocab,fuse", "tf32_flash"),
+        "tf32_window": ("tf32,flash:window=T/4,pad_vocab,fuse", "tf32_window"),
+        "tf32_remat": ("tf32,pad_vocab,fuse,remat", "tf32_math_ckpt"),
+        "tf32_flash_remat": ("tf32,flash,pad_vocab,fuse,remat", "tf32_flash_ckpt"),
+        "bf16": ("bf16,pad_vocab,fuse", "bf16_math"),
+        "bf16_remat": ("bf16,pad_vocab,fuse,remat", "bf16_math_ckpt"),
+        "flash": ("bf16,flash,pad_vocab,fuse", "bf16_flash"),
+        "window": ("bf16,flash:window=T/4,pad_vocab,fuse", "bf16_window"),
+        "remat": ("bf16,flash,pad_vocab,fuse,remat", "bf16_flash_ckpt"),
+        "window_remat": ("bf16,flash:window=T/4,pad_vocab,fuse,remat", "bf16_window_ckpt"),
+        "unpadded": ("tf32,fuse", "tf32_math_unpadded"),
         "fast": ("default", "bf16_flash_compile"),
         "small": ("bf16,flash,chunked_loss,pad_vocab,fuse,remat", "bf16_flash_ckpt_compile"),
     },
@@ -69,7 +71,7 @@ def torch_side(name, mode, batch, threads, steps, target):
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high" if "f32" not in words else "highest")
     L, C, H, Ff, V, T, p, tied, biases = MODELS[name]
-    padded = -(-V // 64) * 64 if cuda else V
+    padded = -(-V // 64) * 64 if cuda and "unpadded" not in words else V
 
     class Block(nn.Module):
         def __init__(self):
