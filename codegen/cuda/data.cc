@@ -332,13 +332,14 @@ absl::Status EmitEmbeddingBackward(const CudaCall& call, CudaSteps& steps) {
   const TensorType &dy = call.operands[0], &table = call.results[0];
   const int64_t width = dy.dim(-1), positions = call.operands[1].num_elements(), vector = RowVector(width);
   const int64_t vectors = width / vector, threads = std::min<int64_t>(256, CeilDiv(vectors, 32) * 32);
-  const int64_t chunks = CeilDiv(positions, kCudaEmbeddingChunk);
+  const int64_t chunks = CeilDiv(positions, kCudaEmbeddingChunk), groups = std::min<int64_t>(8, 768 / threads);
   const bool accumulate = call.attrs->Bool("accumulator");
   const std::string source = absl::StrCat(
       "typedef ", CudaType(dy.dtype), " T;\ntypedef ", CudaType(table.dtype), " R;\n",
       Constant("kPositions", positions), Constant("kWidth", width), Constant("kChunk", kCudaEmbeddingChunk),
-      Constant("kVector", vector), Constant("kThreads", threads), Constant("kTable", table.num_elements()),
-      "constexpr bool kAccumulate = ", accumulate ? "true" : "false", ";\n", CudaText("embedding_backward.cuh"));
+      Constant("kVector", vector), Constant("kThreads", threads), Constant("kGroups", groups),
+      Constant("kTable", table.num_elements()), "constexpr bool kAccumulate = ", accumulate ? "true" : "false", ";\n",
+      CudaText("embedding_backward.cuh"));
   // Without an accumulator, the kernels do not read the place that stands for it.
   const CudaPlace accumulator = accumulate ? OperandPlace(3) : ResultPlace(0);
   if (accumulate) {
@@ -354,7 +355,7 @@ absl::Status EmitEmbeddingBackward(const CudaCall& call, CudaSteps& steps) {
   steps.Launch({.source = source,
                 .function = "mt_embedding_backward",
                 .grid = grid,
-                .block = {threads, 1, 1},
+                .block = {threads * groups, 1, 1},
                 .arguments = {OperandPlace(0), OperandPlace(1), OperandPlace(2), accumulator, ResultPlace(0),
                               WorkspacePlace()}});
   if (chunks > 1) {

@@ -1,8 +1,8 @@
 // dtable[v] = sum of dy[i] over the i with ids[i] = v, in the order given, + accumulator. A block sums kChunk positions
 // of the order, which is sorted by id; what goes on in another chunk is left as a partial sum: slot 0 of a chunk what
 // began before it, slot 1 what begins in it. The second kernel puts those together.
-// Constants before this text: T (of dy), R (of the results), kPositions, kWidth, kChunk, kVector, kThreads,
-// kAccumulate.
+// Constants before this text: T (of dy), R (of the results), kPositions, kWidth, kChunk, kVector, kThreads (that share
+// a row), kGroups (of them in a block of the first kernel, each with an id at a time), kAccumulate.
 __device__ __forceinline__ void AddTo(R* to, const R* accumulator, u64 at, float (&sum)[kVector]) {
   if (kAccumulate) {
     float old[kVector];
@@ -13,23 +13,30 @@ __device__ __forceinline__ void AddTo(R* to, const R* accumulator, u64 at, float
   Store<kVector>(to + at, sum);
 }
 
-extern "C" __global__ void __launch_bounds__(kThreads)
+extern "C" __global__ void __launch_bounds__(kThreads * kGroups)
     mt_embedding_backward(const T* dy, const int* ids, const int* order, const R* accumulator, R* to, float* partial) {
   __shared__ int positions[kChunk];
   __shared__ int values[kChunk + 2];  // One before, one after; -1: none.
+  __shared__ int begins[kChunk];  // Where an id begins, in any order.
+  __shared__ int count_of_begins;
   const i64 first = (i64)blockIdx.x * kChunk;
   const int n = (int)(kPositions - first < kChunk ? kPositions - first : kChunk);
-  for (int i = threadIdx.x; i < n + 2; i += kThreads) {
+  if (threadIdx.x == 0) count_of_begins = 0;
+  for (int i = threadIdx.x; i < n + 2; i += kThreads * kGroups) {
     const i64 at = first + i - 1;
     const int position = at >= 0 && at < kPositions ? order[at] : -1;
     if (i >= 1 && i <= n) positions[i - 1] = position;
     values[i] = position >= 0 ? ids[position] : -1;
   }
   __syncthreads();
-  const u32 c = (blockIdx.y * kThreads + threadIdx.x) * kVector;
+  for (int i = threadIdx.x; i < n; i += kThreads * kGroups) {
+    if (i == 0 || values[i] != values[i + 1]) begins[atomicAdd(&count_of_begins, 1)] = i;
+  }
+  __syncthreads();
+  const u32 c = (blockIdx.y * kThreads + threadIdx.x % kThreads) * kVector;
   if (c >= kWidth) return;
-  for (int begin = 0; begin < n;) {
-    const int id = values[begin + 1];
+  for (int next = threadIdx.x / kThreads; next < count_of_begins; next += kGroups) {
+    const int begin = begins[next], id = values[begin + 1];
     float sum[kVector] = {};
     int end = begin;
     while (end < n && values[end + 1] == id) {
@@ -58,7 +65,6 @@ extern "C" __global__ void __launch_bounds__(kThreads)
     } else {
       Store<kVector>(partial + ((u64)blockIdx.x * 2 + (began_before ? 0 : 1)) * kWidth + c, sum);
     }
-    begin = end;
   }
 }
 

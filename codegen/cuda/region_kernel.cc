@@ -30,9 +30,8 @@ namespace {
 using Kind = RegionStep::Kind;
 
 constexpr int64_t kBlock = 256;
-// Rows of a warp that wait in shared memory, with the one it works on, and the bytes that those of a block may take:
-// what all chips with asynchronous copies have.
-constexpr int64_t kStages = 2, kMostStageBytes = int64_t{96} << 10;
+// Rows of a warp, or parts of them, that are in shared memory at one time.
+constexpr int64_t kRowStages = 2, kColumnStages = 4;
 
 std::string PrimText(const RegionStep& step, absl::string_view a, absl::string_view b, absl::string_view c) {
   switch (step.prim) {
@@ -103,6 +102,7 @@ class RegionWriter {
     }
     for (size_t r = 0; r < region.results.size(); ++r) {
       has_row_results_ = has_row_results_ || region.results[r].kind == RegionResult::Kind::kRow;
+      columns_only_ = columns_only_ && region.results[r].kind == RegionResult::Kind::kColumns;
       if (region.results[r].kind == RegionResult::Kind::kColumns) columns_.push_back(static_cast<int>(r));
     }
     function_ = FunctionName(call.op->name);
@@ -274,8 +274,8 @@ class RegionWriter {
           continue;
         }
         if (const int64_t at = StagedAt(step.index); at >= 0) {
-          line("Load<", vector, ", false>((const ", CudaType(OperandOf(step).dtype), "*)(stage + ", at, ") + c, x", v,
-               ");");
+          line("Load<", vector, ", false>((const ", CudaType(OperandOf(step).dtype), "*)(stage + ", at, ") + ",
+               staged_column_, ", x", v, ");");
           continue;
         }
         line("Load<", vector, ", ", MayBeOverwritten(step.index) ? "false" : "true", ">(p", step.index, " + ",
@@ -391,10 +391,13 @@ class RegionWriter {
   }
 
   absl::Status EmitColumns(CudaSteps& steps) {
-    PlanPasses(true);
     in_row_ = true;
     const CudaChunks chunks = CutCudaSum(region_.rows);
     const int64_t vector = RowVector(region_.width), tile = 32 * vector;
+    // Where elements are stored, too, a load would wait for the stores before it, which might be to the same place.
+    staged_column_ = "x";
+    if (!columns_only_) PlanStages(tile, vector, kColumnStages, int64_t{64} << 10);
+    PlanPasses(true);
     const bool direct = chunks.count == 1;
     std::string text = Signature(kBlock, !direct);
     absl::StrAppend(&text, "  __shared__ float shared[", kCudaRowLanes, "][", tile,
@@ -403,10 +406,16 @@ class RegionWriter {
     for (size_t k = 0; k < columns_.size(); ++k) absl::StrAppend(&text, "  float a", k, "[1][", vector, "] = {};\n");
     absl::StrAppend(&text, "  const ", index_, " first = blockIdx.y * (", index_, ")", chunks.length,
                     ", last = first + ", chunks.length, " < ", region_.rows, " ? first + ", chunks.length, " : ",
-                    region_.rows, ";\n  if (c < ", region_.width, ") {\n#pragma unroll 4\n    for (", index_,
-                    " row = first + lane; row < last; row += ", kCudaRowLanes, ") {\n      const ", index_,
-                    " e = row * ", region_.width, " + c;\n", RowNumbers(0),
-                    Elements(passes_[0], vector, "e", "0", "      "), "    }\n  }\n");
+                    region_.rows, ";\n  if (c < ", region_.width, ") {\n");
+    const std::string row = absl::StrCat("    const ", index_, " e = row * ", region_.width, " + c;\n", RowNumbers(0),
+                                         Elements(passes_[0], vector, "e", "0", "    "));
+    if (stage_bytes_ > 0) {
+      absl::StrAppend(&text, FetchText(tile, absl::StrCat("blockIdx.x * ", tile)), StagedRows(row));
+    } else {
+      absl::StrAppend(&text, "#pragma unroll 4\n  for (", index_,
+                      " row = first + lane; row < last; row += ", kCudaRowLanes, ") {\n", row, "  }\n");
+    }
+    absl::StrAppend(&text, "  }\n");
     for (size_t k = 0; k < columns_.size(); ++k) {
       absl::StrAppend(&text, "#pragma unroll\n  for (int i = 0; i < ", vector, "; ++i) shared[lane][x + i] = a", k,
                       "[0][i];\n  __syncthreads();\n  for (u32 i = threadIdx.x; i < ", tile, "; i += ", kBlock,
@@ -428,6 +437,7 @@ class RegionWriter {
                       .function = function_,
                       .grid = {CeilDiv(region_.width, tile), chunks.count, 1},
                       .block = {kBlock, 1, 1},
+                      .shared_bytes = StagesBytes(),
                       .arguments = AllPlaces(call_)};
     if (!direct) launch.arguments.push_back(WorkspacePlace());
     steps.Launch(std::move(launch));
@@ -437,36 +447,43 @@ class RegionWriter {
 
   int64_t StagedAt(int64_t operand) const { return staged_.empty() ? -1 : staged_[static_cast<size_t>(operand)]; }
 
-  // Chooses the operands of which a warp copies whole rows into shared memory ahead of time, if any.
-  void PlanStages(int64_t width, int64_t vector) {
+  // Chooses the operands of which a warp copies `stretch` columns of its next rows into shared memory, if any; a row
+  // that it works on and stages - 1 others are there at one time, in `most_bytes` of a block.
+  void PlanStages(int64_t stretch, int64_t vector, int64_t stages, int64_t most_bytes) {
     if (call_.target.sm < 80 || vector != 8 || index_ != "u32") return;
     staged_.assign(call_.operands.size(), -1);
+    stages_of_warp_ = stages;
     for (const RegionStep& step : region_.steps) {
-      if (step.kind != Kind::kLoad || OperandOf(step).num_elements() != elements_ || StagedAt(step.index) >= 0)
+      if (step.kind != Kind::kLoad || OperandOf(step).num_elements() != elements_ || StagedAt(step.index) >= 0) {
         continue;
+      }
       staged_[static_cast<size_t>(step.index)] = stage_bytes_;
-      stage_bytes_ += width * ByteSize(OperandOf(step).dtype);
+      stage_bytes_ += stretch * ByteSize(OperandOf(step).dtype);
     }
-    if (kCudaRowLanes * kStages * stage_bytes_ > kMostStageBytes) {
+    if (StagesBytes() > most_bytes) {
       staged_.clear();
       stage_bytes_ = 0;
     }
   }
+  // Of a block; all chips with asynchronous copies have 99 KiB.
+  int64_t StagesBytes() const { return kCudaRowLanes * stages_of_warp_ * stage_bytes_; }
 
-  // fetch(row, slot): copies a row of each of these operands into one of the warp's slots.
-  std::string FetchText(int64_t width, int64_t slots) const {
-    std::string text = absl::StrCat(
-        "  extern __shared__ Bytes16 dynamic[];\n  u8* const mine = (u8*)dynamic + threadIdx.x / 32 * ",
-        kStages * stage_bytes_, ";\n  const auto fetch = [&](u32 row, u32 slot) {\n    u8* const to = mine + slot * ",
-        stage_bytes_, ";\n#pragma unroll\n    for (int j = 0; j < ", slots,
-        "; ++j) {\n      const u32 c = (j * 32 + lane) * 8;\n");
-    if (slots * 32 * 8 != width) absl::StrAppend(&text, "      if (c >= ", width, ") continue;\n");
+  // fetch(row, slot): copies a row's `stretch` columns from column `first_column` on into one of the warp's slots.
+  std::string FetchText(int64_t stretch, absl::string_view first_column) const {
+    const int64_t slots = CeilDiv(stretch, 32 * 8);
+    std::string text =
+        absl::StrCat("  extern __shared__ Bytes16 dynamic[];\n  u8* const mine = (u8*)dynamic + threadIdx.x / 32 * ",
+                     stages_of_warp_ * stage_bytes_,
+                     ";\n  const auto fetch = [&](u32 row, u32 slot) {\n    u8* const to = mine + slot * ",
+                     stage_bytes_, ";\n#pragma unroll\n    for (int j = 0; j < ", slots,
+                     "; ++j) {\n      const u32 x = (j * 32 + threadIdx.x % 32) * 8;\n");
+    if (slots * 32 * 8 != stretch) absl::StrAppend(&text, "      if (x >= ", stretch, ") continue;\n");
     for (size_t i = 0; i < staged_.size(); ++i) {
       if (staged_[i] < 0) continue;
       const int64_t size = ByteSize(call_.operands[i].dtype);
       for (int64_t at = 0; at < 8 * size; at += 16) {
-        absl::StrAppend(&text, "      CopyAsync(to + ", staged_[i] + at, " + c * ", size, ", (const u8*)(p", i,
-                        " + row * ", width, " + c) + ", at, ");\n");
+        absl::StrAppend(&text, "      CopyAsync(to + ", staged_[i] + at, " + x * ", size, ", (const u8*)(p", i,
+                        " + row * ", region_.width, " + ", first_column, " + x) + ", at, ");\n");
       }
     }
     return absl::StrCat(text, "    }\n  };\n");
@@ -474,7 +491,7 @@ class RegionWriter {
 
   // A warp's way through its rows of a chunk. A lane reads what it copied itself, so that none waits for another.
   std::string StagedRows(const std::string& passes) const {
-    const int64_t step = kCudaRowLanes, ahead = kStages - 1;
+    const int64_t step = kCudaRowLanes, ahead = stages_of_warp_ - 1;
     std::string text = "  const u32 begin = first + threadIdx.x / 32;\n";
     for (int v = 0; v < static_cast<int>(region_.steps.size()); ++v) {
       if (StepAt(v).kind != Kind::kRow || ExtentAt(v) != Extent::kRow) continue;
@@ -532,7 +549,7 @@ class RegionWriter {
     const int64_t slots = CeilDiv(width, threads * vector), held = slots * vector;
     const int64_t count = static_cast<int64_t>(columns_.size());
     const bool one_warp = threads == 32;
-    if (one_warp && count > 0) PlanStages(width, vector);
+    if (one_warp && count > 0) PlanStages(width, vector, kRowStages, int64_t{96} << 10);
     const bool staged = stage_bytes_ > 0;
     // Registers of a thread that arrays may take, beside the vectors in flight.
     const int64_t allowed = staged ? 100 : threads <= 256 ? 160 : threads == 512 ? 72 : 24;
@@ -572,8 +589,8 @@ class RegionWriter {
     for (int64_t k = 0; k < count; ++k) absl::StrAppend(&clear, "  float a", k, "[", slots, "][", vector, "] = {};\n");
     if (one_warp) {
       if (staged) {
-        launch.shared_bytes = kCudaRowLanes * std::max(kStages * stage_bytes_, width * 4);
-        absl::StrAppend(&text, FetchText(width, slots), clear, StagedRows(passes),
+        launch.shared_bytes = std::max(StagesBytes(), kCudaRowLanes * width * 4);
+        absl::StrAppend(&text, FetchText(width, "0"), clear, StagedRows(passes),
                         "  __syncthreads();\n  float(&shared)[", kCudaRowLanes, "][", width, "] = *(float(*)[",
                         kCudaRowLanes, "][", width, "])dynamic;\n");
       } else {
@@ -620,6 +637,7 @@ class RegionWriter {
   int last_stage_ = 0;
   bool has_row_sums_ = false, has_row_results_ = false;
   std::vector<int> columns_;  // Results that are sums over the rows.
+  bool columns_only_ = true;  // There are no others.
   int64_t elements_ = 0;
   absl::string_view index_;
   std::string function_;
@@ -628,6 +646,8 @@ class RegionWriter {
   std::set<int> kept_;
   std::vector<int64_t> staged_;  // Of each operand, where its row is in a slot; -1: read where it lies. May be empty.
   int64_t stage_bytes_ = 0;      // Of one slot.
+  int64_t stages_of_warp_ = 0;   // Slots.
+  absl::string_view staged_column_ = "c";  // A column in a slot.
 };
 
 // The place in an operand that broadcasts to `to`, of element @.
