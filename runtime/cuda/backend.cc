@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <map>
 #include <string>
 #include <utility>
 #include <vector>
@@ -26,6 +27,16 @@ namespace mt {
 namespace {
 
 CUdeviceptr Address(const void* at) { return reinterpret_cast<CUdeviceptr>(at); }
+
+// Bytes free on a device before this process opened it for the first time; -1: not known. What the first context takes
+// does not all come back when it is gone.
+int64_t FreeBefore(const std::string& pci_bus_id) {
+  static auto& known = *new std::map<std::string, int64_t>;
+  const auto [at, first] = known.insert({pci_bus_id, -1});
+  if (!first) return at->second;
+  const absl::StatusOr<NvmlMemory> memory = AskNvml(pci_bus_id);
+  return at->second = memory.ok() ? memory->free_bytes : -1;
+}
 
 class CudaBackend : public Backend {
  public:
@@ -131,7 +142,7 @@ class CudaBackend : public Backend {
   int64_t next_point_ = 0;
   std::vector<CUevent> clock_;  // Events that take the time, made when they are asked for.
   std::string pci_bus_id_;
-  int64_t free_before_ = -1;  // Bytes free on the device before the context was made; -1: not known.
+  int64_t free_before_ = -1;  // FreeBefore of the device.
   Target target_;             // The plan's.
   CUdeviceptr arena_ = 0;
   std::vector<CUdeviceptr> guarded_;
@@ -170,7 +181,7 @@ absl::Status CudaBackend::Open() {
   char bus_id[32] = {};
   RETURN_IF_ERROR(Status(driver_.cuDeviceGetPCIBusId(bus_id, sizeof(bus_id) - 1, device_), "naming the device's bus"));
   pci_bus_id_ = bus_id;
-  if (const absl::StatusOr<NvmlMemory> memory = AskNvml(pci_bus_id_); memory.ok()) free_before_ = memory->free_bytes;
+  free_before_ = FreeBefore(pci_bus_id_);
   RETURN_IF_ERROR(Status(driver_.cuDevicePrimaryCtxRetain(&context_, device_), "making a context on the device"));
   RETURN_IF_ERROR(Status(driver_.cuCtxSetCurrent(context_), "entering the context"));
   RETURN_IF_ERROR(Status(driver_.cuStreamCreate(&stream_, CU_STREAM_NON_BLOCKING), "making a stream"));
