@@ -43,6 +43,7 @@
 #include "runtime/train/run_config.h"
 #include "runtime/train/run_folder.h"
 #include "runtime/train/run_log.h"
+#include "runtime/train/samples.h"
 #include "runtime/train/stages.h"
 #include "runtime/train/trainer.h"
 
@@ -166,6 +167,7 @@ class Run {
   std::vector<SavedState> handed_over_;  // From one stage to the next, while that is loaded.
   std::unique_ptr<Executor> executor_;
   std::unique_ptr<Trainer> trainer_;
+  std::unique_ptr<Samples> samples_;  // --sample-every; else null.
   TrainOptions options_;
   TrainState attempt_;                 // Where the steps that are run now began: a checkpoint, or the start.
   std::unique_ptr<RunFolder> folder_;  // --out; null where nothing is written.
@@ -226,7 +228,7 @@ absl::Status Run::OpenOut() {
     if (!found.ok()) return Annotate(found.status(), "--resume");
     resume_ = *std::move(found);
   }
-  if (args_.Has("eval")) return absl::OkStatus();
+  if (args_.Has("eval") || args_.Has("generate")) return absl::OkStatus();
   if (out_.empty()) {
     for (const char* flag : {"save-every", "keep", "fresh", "tensorboard"}) {
       if (args_.Has(flag)) return absl::InvalidArgumentError(absl::StrCat("--", flag, " is about --out DIR: give it"));
@@ -521,10 +523,18 @@ absl::Status Run::Train() {
     return log.Step(step, of_stage());
   };
   hooks.on_eval = [&](int64_t step, const EvalMetrics& eval) { return log.Eval(step, eval, of_stage()); };
-  if (folder_ != nullptr) {
-    hooks.saves_after = [&](int64_t step) { return folder_->DueAfter(step); };
-    hooks.on_save = [&](const TrainState& state) { return folder_->Save(*executor_, state); };
-  }
+  bool saves = false, samples = false;  // After the step that was asked about.
+  hooks.saves_after = [&](int64_t step) {
+    saves = folder_ != nullptr && folder_->DueAfter(step);
+    samples = samples_ != nullptr && samples_->DueAfter(step);
+    return saves || samples;
+  };
+  hooks.on_save = [&](const TrainState& state) -> absl::Status {
+    if (saves) RETURN_IF_ERROR(folder_->Save(*executor_, state));
+    if (!samples) return absl::OkStatus();
+    ASSIGN_OR_RETURN(const std::string text, samples_->Take());
+    return log.Sample(state.steps, text);
+  };
   std::signal(SIGINT, OnSignal);
   std::signal(SIGTERM, OnSignal);
   std::optional<TrainState> failed;
@@ -686,7 +696,8 @@ absl::Status Run::LoadStage(size_t index) {
                 executor_->plan().buffers_size());
   }
   ASSIGN_OR_RETURN(trainer_, Trainer::Create(*executor_, data_, order_));
-  if (!args_.Has("eval") && executor_->FindProgram("train") == nullptr) {
+  if (samples_ != nullptr) RETURN_IF_ERROR(samples_->Use(*executor_));
+  if (!args_.Has("eval") && !args_.Has("generate") && executor_->FindProgram("train") == nullptr) {
     return absl::InvalidArgumentError(absl::StrCat(stages_.size() > 1 ? stage.path : "the plan",
                                                    " has no program \"train\"",
                                                    stages_.size() > 1 ? "" : "; use --eval SPLIT"));
@@ -702,6 +713,10 @@ absl::Status Run::Execute(proto::PlanProto plan) {
   if (args_.Has("schedule") && args_.Has("eval")) {
     return absl::InvalidArgumentError("--eval evaluates with one plan, the argument: leave --schedule out");
   }
+  if (args_.Has("generate") && !args_.Has("init") && !args_.Has("resume")) {
+    return absl::InvalidArgumentError(
+        "--generate needs a model: --init DIR, an earlier --out, a checkpoint, or hf:DIR, a Hugging Face folder");
+  }
   ASSIGN_OR_RETURN(manifest_, ReadManifest(data_));
   ASSIGN_OR_RETURN(stages_, ReadStages(args_.String("schedule"), plan_path_, std::move(plan)));
   for (const RunStage& stage : stages_) RETURN_IF_ERROR(CheckVocabulary(stage.plan, stage.path, manifest_, data_));
@@ -711,6 +726,7 @@ absl::Status Run::Execute(proto::PlanProto plan) {
   identity_ = RunIdentity(stages_, manifest_, options_);
   RETURN_IF_ERROR(OpenOut());
   if (folder_ != nullptr && !folder_->finished().is_null()) return PrintFinished(folder_->finished());
+  ASSIGN_OR_RETURN(samples_, Samples::Create(data_, manifest_, args_));
   if (args_.String("debug-arena") == "guard" && args_.Bool("measure")) {
     return absl::InvalidArgumentError(
         "--measure looks at the plan's arena, and --debug-arena guard has none: leave one of them out");
@@ -724,6 +740,11 @@ absl::Status Run::Execute(proto::PlanProto plan) {
   RETURN_IF_ERROR(SetStates());
   weights_seconds_ = Seconds() - load_start - load_seconds_;
   if (args_.Has("eval")) return EvaluateOnly();
+  if (args_.Has("generate")) {
+    std::signal(SIGINT, OnSignal);
+    std::signal(SIGTERM, OnSignal);
+    return GenerateTexts(*executor_, data_, manifest_, args_, [] { return interrupted != 0; });
+  }
   RETURN_IF_ERROR(
       trainer_->Prepare(options_.scalars));  // A corpus that cannot be read fails before anything is written.
   if (folder_ != nullptr) RETURN_IF_ERROR(folder_->Begin(environment_));

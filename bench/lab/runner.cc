@@ -39,7 +39,7 @@ namespace fs = std::filesystem;
 using Clock = std::chrono::steady_clock;
 
 // Flags of mtrun that a suite decides itself, or that train nothing.
-constexpr absl::string_view kOwnFlags[] = {"eval", "dry-run", "trace", "init", "measure"};
+constexpr absl::string_view kOwnFlags[] = {"eval", "generate", "dry-run", "trace", "init", "measure"};
 
 absl::Status CheckTrainFlags(const std::vector<std::string>& flags) {
   for (const std::string& argument : flags) {

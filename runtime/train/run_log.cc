@@ -148,6 +148,14 @@ absl::Status RunLog::Eval(int64_t step, const EvalMetrics& eval, const StepConte
   return Append(json);
 }
 
+absl::Status RunLog::Sample(int64_t step, const std::string& text) {
+  Break();
+  std::printf("step %lld | sample: %s\n", static_cast<long long>(step), text.c_str());
+  std::fflush(stdout);
+  RETURN_IF_ERROR(events_.AppendText(step, "sample", text));
+  return Append({{"step", step}, {"sample", text}});
+}
+
 absl::Status RunLog::FinalEval(int64_t step, const EvalMetrics& eval) {
   return events_.Append(step, {{eval.split + "/loss", eval.loss}, {eval.split + "/perplexity", std::exp(eval.loss)}});
 }

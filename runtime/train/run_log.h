@@ -44,6 +44,8 @@ class RunLog {
   // Written through. Errors: DataLoss.
   absl::Status Step(const StepMetrics& metrics, const StepContext& context);
   absl::Status Eval(int64_t step, const EvalMetrics& eval, const StepContext& context);
+  // What the model writes after a step, valid UTF-8.
+  absl::Status Sample(int64_t step, const std::string& text);
   // Of the run's end, which the box shows.
   absl::Status FinalEval(int64_t step, const EvalMetrics& eval);
   // Ends the line that a terminal shows, for another text.
