@@ -22,8 +22,8 @@ usage: ./mt VERB
   test --mutate    Runs the mutants instead: every planted bug must be caught by a named test.
   build            Installs what is missing and builds into build/; the tools are in build/bin.
   bench [NAME...]  Builds and runs the benches in bench/ (all, or those named).
-  fuzz [NAME] [S]  Builds the fuzz targets of tests/fuzz with clang and sanitizers and runs them (all, or that one) for S
-                   seconds each (default: 60), as many at a time as there are cores. What they learn stays in
+  fuzz [NAME...] [S]  Builds the fuzz targets of tests/fuzz (all, or those named) with clang and sanitizers and runs them
+                   for S seconds each (default: 60), as many at a time as there are cores. What they learn stays in
                    build-fuzz/corpus.
   lint             Checks formatting and layering.
   help             This text.
@@ -231,18 +231,18 @@ can_fuzz() {
 }
 
 verb_fuzz() {
-  local names=() name file seconds=60 status=0
-  for file in tests/fuzz/*_fuzz.cc; do name=$(basename "$file" _fuzz.cc) && names+=("$name"); done
-  local all=("${names[@]}")
-  if [[ ${1:-all} != all && ! ${1:-} =~ ^[0-9]+$ ]]; then
-    names=("${1%_fuzz}")
-    [[ -f tests/fuzz/${names[0]}_fuzz.cc ]] || fail 2 "there is no fuzz target ${names[0]}; tests/fuzz holds: ${all[*]}"
-    shift
-  elif [[ ${1:-} == all ]]; then
-    shift
-  fi
-  [[ ${1:-60} =~ ^[0-9]+$ ]] || fail 2 "fuzz: \"$1\" is not a number of seconds"
-  seconds=${1:-60}
+  local all=() names=() name file seconds=60 status=0 argument
+  for file in tests/fuzz/*_fuzz.cc; do all+=("$(basename "$file" _fuzz.cc)"); done
+  for argument in "$@"; do
+    if [[ $argument =~ ^[0-9]+$ ]]; then
+      seconds=$argument
+    elif [[ -f tests/fuzz/${argument%_fuzz}_fuzz.cc ]]; then
+      names+=("${argument%_fuzz}")
+    else
+      fail 2 "there is no fuzz target $argument; tests/fuzz holds: ${all[*]}"
+    fi
+  done
+  ((${#names[@]})) || names=("${all[@]}")
   if ! can_fuzz && ! { (need "${FUZZ_PACKAGES[@]}") && can_fuzz; }; then
     echo "Skipped: fuzz: no clang++ that links libFuzzer and the sanitizers ($FUZZ_BUILD/probe.log); packages: ${FUZZ_PACKAGES[*]}"
     return
