@@ -223,6 +223,12 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(Executor& executor, std
     trainer->microbatches_ = fact->second;
     ASSIGN_OR_RETURN(trainer->apply_inputs_, StepInputs::Bind(executor, *trainer->apply_, trainer->vocab_size_));
   }
+  constexpr int64_t kMostTokens = int64_t{1} << 28;  // Of a microbatch.
+  if (trainer->micro_batch() > kMostTokens / trainer->sequence_) {
+    return absl::InvalidArgumentError(absl::StrCat("the plan's facts say batch ", trainer->micro_batch(),
+                                                   " and sequence ", trainer->sequence_, "; at most ", kMostTokens,
+                                                   " tokens are fed at once"));
+  }
   for (const bool training : {true, false}) {
     const Program* program = training ? trainer->train_ : trainer->eval_;
     if (program == nullptr) continue;
