@@ -16,7 +16,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "codegen/compile.h"
-#include "codegen/cuda/cubin.h"
+#include "codegen/plan/cubin.h"
 #include "codegen/plan/nvrtc.h"
 #include "ir/base/status_macros.h"
 #include "ir/base/units.h"

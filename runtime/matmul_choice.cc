@@ -77,6 +77,7 @@ MatmulCache::MatmulCache(std::string path) : path_(std::move(path)) {
   if (entries.ok()) {
     entries_ = *std::move(entries);
   } else if (!absl::IsNotFound(entries.status())) {
+    warned_ = true;
     warnings_.push_back(absl::StrCat("the remembered matmul algorithms in ", path_, " are not used: the file ",
                                      entries.status().message()));
   }
@@ -130,7 +131,7 @@ void MatmulCache::Save() {
   if (written.ok()) {
     written = WriteFile(path_, absl::StrCat(json.dump(1, ' ', false, nlohmann::json::error_handler_t::replace), "\n"));
   }
-  if (!written.ok()) {
+  if (!written.ok() && !warned_) {
     warnings_.push_back(absl::StrCat("chosen matmul algorithms are not remembered: ", written.message()));
   }
 }

@@ -63,6 +63,7 @@ class MatmulCache {
   const std::string path_;
   Entries entries_, added_;
   std::vector<std::string> warnings_;
+  bool warned_ = false;  // That it cannot be read: then nothing more is said.
 };
 
 }  // namespace mt

@@ -10,6 +10,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "codegen/plan/cubin.h"
 #include "codegen/plan/nvrtc.h"
 #include "ir/base/check.h"
 #include "ir/base/status_macros.h"
@@ -197,6 +198,12 @@ absl::Status CudaBackend::Open() {
   return absl::OkStatus();
 }
 
+absl::Status Damaged(const proto::CudaModuleProto& module, int index, absl::string_view why) {
+  return absl::FailedPreconditionError(absl::StrCat(
+      "the driver does not take module ", index, " of the plan (", why, "): it is damaged, or ", module.compiler(),
+      " is newer than the driver; compile the plan again with mtc compile on this machine"));
+}
+
 absl::Status CudaBackend::LoadCode(const proto::PlanProto& plan) {
   ASSIGN_OR_RETURN(const Target target, ParseTarget(plan.target()));
   // A cubin runs on devices of its own major version and at least its minor; sm_90a on 9.0 alone.
@@ -219,13 +226,19 @@ absl::Status CudaBackend::LoadCode(const proto::PlanProto& plan) {
     if (cubin.empty()) {
       ASSIGN_OR_RETURN(cubin, CompileCudaSource(proto.source(), target));
     }
+    // The driver is not told how long an image is.
+    if (absl::StartsWith(cubin,
+                         "\x7f"
+                         "ELF")) {
+      const absl::Status whole = CubinFunctions(cubin).status();
+      if (!whole.ok()) return Damaged(proto, i, whole.message());
+    }
     CUmodule module = nullptr;
     const CUresult loaded = driver_.cuModuleLoadDataEx(&module, cubin.data(), 0, nullptr, nullptr);
-    if (loaded == CUDA_ERROR_INVALID_IMAGE || loaded == CUDA_ERROR_NO_BINARY_FOR_GPU) {
-      return absl::FailedPreconditionError(
-          absl::StrCat("the driver does not take module ", i, " of the plan (",
-                       CudaStatus(driver_, loaded, "loading").message(), "): it is damaged, or ", proto.compiler(),
-                       " is newer than the driver; compile the plan again with mtc compile", " on this machine"));
+    if (loaded == CUDA_ERROR_INVALID_IMAGE || loaded == CUDA_ERROR_NO_BINARY_FOR_GPU ||
+        loaded == CUDA_ERROR_INVALID_PTX || loaded == CUDA_ERROR_UNSUPPORTED_PTX_VERSION ||
+        loaded == CUDA_ERROR_INVALID_SOURCE) {
+      return Damaged(proto, i, CudaStatus(driver_, loaded, "loading").message());
     }
     RETURN_IF_ERROR(Status(loaded, absl::StrCat("loading module ", i, " of the plan")));
     modules_.push_back(module);

@@ -1,6 +1,6 @@
-// What the functions of a cubin take, as the cubin says.
-#ifndef MT_CODEGEN_CUDA_CUBIN_H_
-#define MT_CODEGEN_CUDA_CUBIN_H_
+// What a cubin says of itself.
+#ifndef MT_CODEGEN_PLAN_CUBIN_H_
+#define MT_CODEGEN_PLAN_CUBIN_H_
 
 #include <cstdint>
 #include <string>
@@ -18,9 +18,10 @@ struct CubinFunction {
   int64_t stack_bytes = 0;   // Local memory of a thread: spilled registers, arrays that are indexed.
 };
 
-// The kernels of a cubin, in the order of its sections. Errors: InvalidArgument (not a cubin, or one cut short).
+// The kernels of a cubin, in the order of its sections. Errors: InvalidArgument (not a cubin, or a section of it is not
+// there as a whole).
 absl::StatusOr<std::vector<CubinFunction>> CubinFunctions(absl::string_view cubin);
 
 }  // namespace mt
 
-#endif  // MT_CODEGEN_CUDA_CUBIN_H_
+#endif  // MT_CODEGEN_PLAN_CUBIN_H_

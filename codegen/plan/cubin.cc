@@ -1,4 +1,4 @@
-#include "codegen/cuda/cubin.h"
+#include "codegen/plan/cubin.h"
 
 #include <elf.h>
 
@@ -27,8 +27,9 @@ class Elf {
     }
     for (uint64_t i = 0; i < header_.e_shnum; ++i) {
       Elf64_Shdr section;
-      if (!Read(header_.e_shoff + i * sizeof(section), section)) return CutShort();
+      if (header_.e_shoff > bytes_.size() || !Read(header_.e_shoff + i * sizeof(section), section)) return CutShort();
       sections_.push_back(section);
+      if (section.sh_type != SHT_NOBITS) RETURN_IF_ERROR(Contents(i).status());
     }
     ASSIGN_OR_RETURN(const absl::string_view section_names, Contents(header_.e_shstrndx));
     std::vector<CubinFunction> functions;
