@@ -1,14 +1,15 @@
 // Attention on tensor cores by mma.sync: m16n8k16 of 16-bit operands, m16n8k8 of f32 ones, which are rounded to TF32.
 // Four warps hold kPatches times 16 rows each, and kOthers rows of the other operands pass by at a time; Dao,
-// "FlashAttention-2" (2023), algorithms 1 and 2. The backward computes the scores twice, once for dq and once for dk and
-// dv, so that each result is summed in one block's registers, in one order. Widths 16 to 128, multiples of 16. Constants
-// before this text, beside those of attention_common.cuh: kBatch; kBf16; kPatches; kOthers, 16, 32 or 64; kSlots for
-// rows that pass by: 2, or 1, which waits for its copies.
-constexpr int kWarpRows = 16 * kPatches, kTile = 4 * kWarpRows, kTiles = (kLength + kTile - 1) / kTile, kOtherTiles = (kLength + kOthers - 1) / kOthers;
-constexpr int kUnit = 16 / sizeof(T);  // Elements of 16 bytes.
+// "FlashAttention-2" (2023), algorithms 1 and 2. The backward computes the scores twice, once for dq and once for dk
+// and dv, so that each result is summed in one block's registers, in one order. Widths 16 to 128, multiples of 16.
+// Constants before this text, beside those of attention_common.cuh: kBatch; kBf16; kPatches; kOthers, 16, 32 or 64;
+// kSlots for rows that pass by: 2, or 1, which waits for its copies.
+constexpr int kWarpRows = 16 * kPatches, kTile = 4 * kWarpRows, kTiles = (kLength + kTile - 1) / kTile,
+              kOtherTiles = (kLength + kOthers - 1) / kOthers;
+constexpr int kUnit = 16 / sizeof(T);    // Elements of 16 bytes.
 constexpr int kStride = kWidth + kUnit;  // Of a row in shared memory: rows of a matrix lie in different banks.
 constexpr int kTileElements = kTile * kStride, kOtherElements = kOthers * kStride;
-constexpr int kSums = kWidth / 8;    // Columns of 8 of a result.
+constexpr int kSums = kWidth / 8;     // Columns of 8 of a result.
 constexpr int kScores = kOthers / 8;  // Columns of 8 of scores.
 
 __device__ __forceinline__ void Commit() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
@@ -26,10 +27,10 @@ __device__ __forceinline__ void CopyRows(const T* head, int first, T* to) {
     const int row = i / kUnits, unit = i % kUnits;
     const bool there = first + row < kLength;
     const T* from = head + (u64)(there ? first + row : 0) * kRow + unit * kUnit;
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(
-                     SharedAddress(to + row * kStride + unit * kUnit)),
-                 "l"(from), "r"(there ? 16 : 0)
-                 : "memory");
+    asm volatile(
+        "cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(SharedAddress(to + row * kStride + unit * kUnit)),
+        "l"(from), "r"(there ? 16 : 0)
+        : "memory");
   }
 }
 // Numbers of kOthers rows; zeros behind the end.
@@ -52,10 +53,10 @@ __device__ __forceinline__ void LoadTransposed(u32 (&to)[4], const void* from) {
                : "r"(SharedAddress(from))
                : "memory");
 }
-#define MT_MMA(shape, type)                                              \
-  asm volatile("mma.sync.aligned." shape ".row.col.f32." type "." type   \
+#define MT_MMA(shape, type)                                                   \
+  asm volatile("mma.sync.aligned." shape ".row.col.f32." type "." type        \
                ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n" \
-               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])          \
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])               \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1))
 __device__ __forceinline__ void Multiply(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
   if (sizeof(T) == 4) {
@@ -138,8 +139,8 @@ struct Weighted {
       }
     }
   }
-  // The warp's rows, rows 8 i ... of them times factor[i], to rows first ... of a head, by way of `tile`, which no other
-  // warp touches there.
+  // The warp's rows, rows 8 i ... of them times factor[i], to rows first ... of a head, by way of `tile`, which no
+  // other warp touches there.
   template <i64 kRow>
   __device__ __forceinline__ static void Store(const float (&sums)[kPatches][kSums][4],
                                                const float (&factor)[2 * kPatches], E* tile, E* head, int first) {
@@ -263,7 +264,8 @@ __device__ __forceinline__ void KeepOfKeys(const int* rng, u64 b, u64 h, int t, 
     const int lane = threadIdx.x % 32, place = lane / 4 % 4;
     const u32 mine = KeptFour(rng, b, h, t + place % 2, s - place + place / 2 * 8);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) keep[i] = Factor(__shfl_sync(0xffffffffu, mine, lane % 4 + lane / 16 * 16 + 4 * i), place);
+    for (int i = 0; i < 4; ++i)
+      keep[i] = Factor(__shfl_sync(0xffffffffu, mine, lane % 4 + lane / 16 * 16 + 4 * i), place);
   } else {
 #pragma unroll
     for (int i = 0; i < 4; ++i) keep[i] = Keep(rng, b, h, t + i % 2, s + i / 2 * 8);
