@@ -13,6 +13,8 @@ constexpr int64_t kAlignment = 256;
 constexpr int64_t kMaxTiles = 16;
 // Work that is worth a tile of its own: tens of microseconds of one core.
 constexpr double kMinTileFlops = 2e6;
+// A smaller product of matrices stays on one thread, in the buffers that each has.
+constexpr double kMinPanelFlops = 2 * kMinTileFlops;
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t RoundUp(int64_t a, int64_t unit) { return CeilDiv(a, unit) * unit; }
@@ -157,7 +159,7 @@ CpuMatmulTiling TileCpuMatmul(absl::Span<const TensorType> operands, const Attrs
     }
   }
   t.tiles = CeilDiv(t.batch, t.tile_batch) * CeilDiv(t.rows, t.tile_rows) * CeilDiv(t.cols, t.tile_cols);
-  t.panels = t.batch == 1 && a.dtype == DType::kF32;
+  t.panels = t.batch == 1 && a.dtype == DType::kF32 && flops >= kMinPanelFlops;
   t.tile_bytes = 0;
   if (a.dtype != DType::kF32) {
     const int64_t rows = std::min(t.tile_rows, t.kBlockRows), cols = std::min(t.tile_cols, t.kBlockCols);
@@ -227,7 +229,8 @@ CpuChunkedLossTiling TileCpuChunkedLoss(const TensorType& x, const TensorType& w
   t.losses = t.logits + RoundUp(F32Bytes(t.chunk_rows * t.classes), kAlignment);
   t.scratch = t.losses + RoundUp(F32Bytes(t.rows), kAlignment);
   int64_t scratch_bytes = kMaxTiles * t.tile_bytes;
-  if (x.dtype == DType::kF32 && w.dtype == DType::kF32) {
+  const double flops = 2.0 * static_cast<double>(t.chunk_rows) * static_cast<double>(t.classes * t.width);
+  if (x.dtype == DType::kF32 && w.dtype == DType::kF32 && flops >= kMinPanelFlops) {
     for (const int64_t rows : {t.chunk_rows, t.At(t.chunks - 1).rows}) {
       scratch_bytes =
           std::max({scratch_bytes, CpuPanelsOf(rows, t.classes, t.width).bytes,

@@ -255,7 +255,7 @@ struct Job {
     }
   }
 
-  bool in_panels() const { return x.is_f32() && w.is_f32(); }
+  bool in_panels() const { return x.is_f32() && w.is_f32() && t.workspace_bytes > t.scratch; }
 
   void MakeProducts(ThreadPool& pool, int64_t rows, bool backward, Products& to) const {
     Gemm::Start bias_start;
