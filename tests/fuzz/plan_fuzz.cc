@@ -7,6 +7,7 @@
 
 #include "codegen/plan/plan.h"
 #include "codegen/plan/plan_verifier.h"
+#include "google/protobuf/stubs/logging.h"
 #include "tests/fuzz/fuzz.h"
 #include "tests/untrusted_plan.h"
 
@@ -60,6 +61,7 @@ void RepairSums(proto::PlanProto& plan) {
 }  // namespace mt
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  const google::protobuf::LogSilencer quiet;
   const absl::string_view bytes = mt::Bytes(data, size);
   (void)mt::ParsePlan(bytes, "plan");
   mt::proto::PlanProto plan;
