@@ -42,8 +42,8 @@ struct Value {
 };
 
 // What an input is. Data: batches from the loader. Step: scalars that mtrun sets each step (StepInputs). Cache: what a
-// program keeps from one of its runs to the next, as long as no other program runs; an output of its name takes it over.
-// The others are states of the module; gradients: sums over the microbatches of a step.
+// program keeps from one of its runs to the next, as long as no other program runs; an output of its name takes it
+// over. The others are states of the module; gradients: sums over the microbatches of a step.
 enum class Role : uint8_t { kData, kStep, kCache, kParameter, kOptimizerState, kGradient };
 absl::string_view RoleName(Role role);  // "data", "step", "cache", "parameter", "optimizer_state", "gradient"
 std::optional<Role> ParseRole(absl::string_view name);

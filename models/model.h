@@ -44,7 +44,8 @@ absl::StatusOr<proto::ModelSpec> LoadSpec(const std::string& spec, const ModelOp
 //   train: inputs tokens, labels i32[B,T], order i32[B*T] (stable sort order of the tokens), rng i32[4] (with dropout);
 //          output "loss" f32[], the mean over labels >= 0.
 //   eval:  no dropout; outputs "loss_sum" f32[] and "count" f32[].
-//   generate: one position of one sequence a run, no dropout; inputs tokens i32[1,1] and position i32[1], which counts up
+//   generate: one position of one sequence a run, no dropout; inputs tokens i32[1,1] and position i32[1], which counts
+//   up
 //          from 0 to T - 1; keys and values of the positions so far are caches; output "logits" f32[vocab_size].
 // Facts: batch, sequence, vocab_size, layers, width, heads, kv_heads, ffn_width, max_sequence.
 absl::StatusOr<std::unique_ptr<Module>> BuildTransformer(const proto::ModelSpec& spec, int64_t batch, int64_t sequence);

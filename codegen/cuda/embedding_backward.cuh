@@ -13,11 +13,11 @@ __device__ __forceinline__ void AddTo(R* to, const R* accumulator, u64 at, float
   Store<kVector>(to + at, sum);
 }
 
-extern "C" __global__ void __launch_bounds__(kThreads * kGroups)
+extern "C" __global__ void __launch_bounds__(kThreads* kGroups)
     mt_embedding_backward(const T* dy, const int* ids, const int* order, const R* accumulator, R* to, float* partial) {
   __shared__ int positions[kChunk];
   __shared__ int values[kChunk + 2];  // One before, one after; -1: none.
-  __shared__ int begins[kChunk];  // Where an id begins, in any order.
+  __shared__ int begins[kChunk];      // Where an id begins, in any order.
   __shared__ int count_of_begins;
   const i64 first = (i64)blockIdx.x * kChunk;
   const int n = (int)(kPositions - first < kChunk ? kPositions - first : kChunk);

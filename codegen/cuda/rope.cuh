@@ -1,7 +1,7 @@
 // y = x [rows, T, D] with pairs rotated by t frequency[i]. A thread turns kVector pairs of some rows of one t.
 // Constants before this text: Element, kRows (all dimensions before T), kLength (T), kWidth (D), kVector,
-// kRowsPerThread, kInterleaved, kSign, kPosition (t counts from *position; else nothing is read there); kFrequency[D / 2]
-// in f64.
+// kRowsPerThread, kInterleaved, kSign, kPosition (t counts from *position; else nothing is read there); kFrequency[D /
+// 2] in f64.
 constexpr int kPairs = (int)kWidth / 2, kVectors = kPairs / (int)kVector, kThreadsX = 256;
 
 extern "C" __global__ void __launch_bounds__(256) mt_rope(const Element* x, const int* position, Element* y) {

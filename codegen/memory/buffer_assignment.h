@@ -26,8 +26,8 @@ struct PlanTimes {
 // all programs; the transient buffers of each program are packed above them, over the same bytes. Classes: states by
 // role; gradients are backward values that the optimizer reads; io are data, step inputs and metrics; workspaces; the
 // rest are activations. A program that keeps caches comes last, and is left out where it would take more than the
-// others: generation does not make training larger. Sets everything of the plan but passes, notes, compile_seconds and compiler.
-// Errors: Internal, ResourceExhausted (an arena past kMaxArenaBytes).
+// others: generation does not make training larger. Sets everything of the plan but passes, notes, compile_seconds and
+// compiler. Errors: Internal, ResourceExhausted (an arena past kMaxArenaBytes).
 absl::StatusOr<proto::PlanProto> PlanModule(const Module& module, const PlanOptions& options,
                                             PlanTimes* times = nullptr);
 

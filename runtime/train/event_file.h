@@ -1,5 +1,5 @@
-// Scalars and texts for TensorBoard: events.out.tfevents.SECONDS.HOST, records of protobuf messages with masked checksums.
-// Source: https://github.com/tensorflow/tensorflow, tensorflow/core/lib/io/record_writer.h
+// Scalars and texts for TensorBoard: events.out.tfevents.SECONDS.HOST, records of protobuf messages with masked
+// checksums. Source: https://github.com/tensorflow/tensorflow, tensorflow/core/lib/io/record_writer.h
 #ifndef MT_RUNTIME_TRAIN_EVENT_FILE_H_
 #define MT_RUNTIME_TRAIN_EVENT_FILE_H_
 
