@@ -146,7 +146,7 @@ TEST_F(CudaRuntimeTest, AStepWaitsForNothingAndAllocatesNothing) {
 TEST_F(CudaRuntimeTest, TheSummaryTellsOfTheDevice) {
   const Outcome run = folder_->Run(With("", Train("--out run")));
   ASSERT_EQ(run.code, 0) << run.err;
-  EXPECT_THAT(run.out, AllOf(HasSubstr("device "), HasSubstr("560.0 MiB planned"), HasSubstr("since step 10")));
+  EXPECT_THAT(run.out, AllOf(HasSubstr("device "), HasSubstr("592.0 MiB planned"), HasSubstr("since step 10")));
   const nlohmann::json summary = folder_->ReadJson("run/summary.json");
   EXPECT_EQ(summary["drift"]["device_bytes"], 0);
   const nlohmann::json& allocations = summary["drift"]["allocations"];

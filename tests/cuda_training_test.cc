@@ -156,7 +156,7 @@ TEST_F(CudaTraining, FollowsTheLossesOfTheCpu) {
                         {kGpt, "flash,chunked_loss,pad_vocab,fuse,remat:free", 1e-4},
                         {kLlama, "flash:window=32,chunked_loss,fuse", 1e-4},
                         {kGpt, "accumulate:2,fuse,remat", 1e-4},
-                        {kGpt, "adamw8bit,flash,fuse", 1e-4},
+                        {kGpt, "adamw8bit,flash,fuse", 1e-3},  // A last bit decides between two of 256 values.
                         {kGpt, "bf16,flash,chunked_loss,pad_vocab,fuse,remat:free", 1e-2},
                         {kLlama, "bf16,flash,chunked_loss,pad_vocab,fuse,remat:free", 1e-2},
                         {kGpt, "bf16,fuse", 1e-2},
