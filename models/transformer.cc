@@ -61,8 +61,9 @@ absl::StatusOr<proto::ModelSpec> Resolve(proto::ModelSpec spec, int64_t batch, i
   if (spec.rope_theta() == 0) spec.set_rope_theta(10000.0);
   if (spec.norm_epsilon() == 0) spec.set_norm_epsilon(1e-5);
   if (spec.init_stddev() == 0) spec.set_init_stddev(0.02);
-  if (!(spec.rope_theta() > 0 && spec.norm_epsilon() > 0 && spec.init_stddev() > 0)) {
-    return absl::InvalidArgumentError("rope_theta, norm_epsilon and init_stddev must be positive");
+  for (const double number : {spec.rope_theta(), spec.norm_epsilon(), spec.init_stddev()}) {
+    if (number > 0 && std::isfinite(number)) continue;
+    return absl::InvalidArgumentError("rope_theta, norm_epsilon and init_stddev must be positive numbers");
   }
   if (spec.attention_window() < 0) {
     return absl::InvalidArgumentError(

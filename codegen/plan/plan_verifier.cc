@@ -320,8 +320,8 @@ class PlanVerifier {
         }
         if (tensor.byte_offset() < 0 || tensor.byte_offset() > buffer.size_bytes() ||
             types_.back().byte_size() > buffer.size_bytes() - tensor.byte_offset()) {
-          return Bad("tensor ", Name(t), ": bytes ", tensor.byte_offset(), "...",
-                     tensor.byte_offset() + types_.back().byte_size(), " of a buffer of ", buffer.size_bytes());
+          return Bad("tensor ", Name(t), ": ", types_.back().byte_size(), " bytes at ", tensor.byte_offset(),
+                     " of a buffer of ", buffer.size_bytes());
         }
         if (tensor.byte_offset() % ByteSize(types_.back().dtype) != 0) {
           return Bad("tensor ", Name(t), ": byte offset ", tensor.byte_offset(), " is no multiple of the element size");
