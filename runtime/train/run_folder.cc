@@ -162,6 +162,16 @@ absl::StatusOr<NewestCheckpoint> CheckpointAt(const std::string& path) {
   return found;
 }
 
+std::string WeightsPath(std::string path) {
+  std::error_code ignored;
+  if (!fs::is_directory(path, ignored)) return path;
+  if (!fs::exists(path + "/" + kWeightsFile, ignored)) {
+    const absl::StatusOr<NewestCheckpoint> newest = CheckpointAt(path);
+    if (newest.ok()) path = newest->checkpoint->path();
+  }
+  return absl::StrCat(path, "/", kWeightsFile);
+}
+
 absl::StatusOr<std::unique_ptr<RunFolder>> RunFolder::Open(Options options) {
   std::unique_ptr<RunFolder> folder(new RunFolder(std::move(options)));
   const std::string& path = folder->options_.path;

@@ -33,6 +33,10 @@ std::vector<std::string> Differences(const nlohmann::json& there, const nlohmann
 // The newest whole checkpoint of a run's folder, or the one that `path` is. Errors: NotFound, FailedPrecondition.
 absl::StatusOr<NewestCheckpoint> CheckpointAt(const std::string& path);
 
+// The file of the weights that a path stands for: itself, or that of a run's folder or a checkpoint's; of a run that
+// has not finished, its newest checkpoint's.
+std::string WeightsPath(std::string path);
+
 class RunFolder {
  public:
   struct Options {
