@@ -69,7 +69,9 @@ class SampleOrderTest : public ::testing::Test {
     std::vector<int32_t> tokens(static_cast<size_t>(count * seq_len)), labels(tokens.size());
     EXPECT_OK(order.Samples(first, count, seq_len, absl::MakeSpan(tokens), absl::MakeSpan(labels)));
     for (size_t i = 0; i + 1 < tokens.size(); ++i) {
-      if ((i + 1) % static_cast<size_t>(seq_len) != 0) EXPECT_EQ(labels[i], tokens[i + 1]) << i;
+      if ((i + 1) % static_cast<size_t>(seq_len) != 0) {
+        EXPECT_EQ(labels[i], tokens[i + 1]) << i;
+      }
     }
     return tokens;
   }
