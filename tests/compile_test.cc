@@ -190,7 +190,7 @@ TEST(InspectTest, JsonHasTheKeysOfTheContract) {
               UnorderedElementsAre("parameters", "gradients", "optimizer_state", "activations", "workspace", "io"));
   EXPECT_THAT(Keys(memory["by_phase"]), UnorderedElementsAre("forward", "backward", "optimizer"));
   EXPECT_THAT(Keys(memory["by_phase"]["backward"]), UnorderedElementsAre("live_bytes", "written_bytes"));
-  EXPECT_THAT(Keys(memory["by_program"]), UnorderedElementsAre("train", "eval"));
+  EXPECT_THAT(Keys(memory["by_program"]), UnorderedElementsAre("train", "eval", "generate"));
   ExpectIntegers(json, "");
   EXPECT_EQ(memory["peak_bytes"], plan.arena_bytes());
   int64_t sum = 0;

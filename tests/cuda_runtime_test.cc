@@ -106,7 +106,7 @@ TEST_F(CudaRuntimeTest, DevicesThatCannotRunThePlan) {
 TEST_F(CudaRuntimeTest, TooLittleMemorySaysWhoHoldsIt) {
   ExpectError("FAKE_CUDA_FREE=100000", Train(), 3,
               AllOf(HasSubstr("needs an arena of"), HasSubstr("97.7 KiB free of 2.0 GiB"), HasSubstr("short; held by"),
-                    HasSubstr("process 1"), HasSubstr("700.0 MiB"), HasSubstr("--memory 560MiB"),
+                    HasSubstr("process 1"), HasSubstr("700.0 MiB"), HasSubstr("--memory 592MiB"),
                     HasSubstr("the peak is at"), Not(HasSubstr("mtc fit"))));
   ExpectError("FAKE_CUDA_FREE=100000", Train("--debug-arena guard"), 3, HasSubstr("share nothing"));
 }

@@ -89,7 +89,7 @@ TEST_F(EndToEnd, TrainsBelowTheUnigramEntropyAndWritesEverything) {
     std::set<std::string> keys;
     for (const auto& [key, value] : line.items()) keys.insert(key);
     EXPECT_THAT(keys, ::testing::UnorderedElementsAre("step", "loss", "lr", "grad_norm", "step_seconds",
-                                                      "tokens_per_second", "mfu"));
+                                                      "tokens_per_second", "mfu", "seq"));
     EXPECT_TRUE(line["step"].is_number_integer());
   }
   EXPECT_EQ(steps, 150);

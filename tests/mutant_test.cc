@@ -297,9 +297,10 @@ bool IsHarmless(absl::string_view op, std::pair<int, int> pair) {
   if (op == "slice" || op == "concat") return pair == std::pair(0, 0);
   // The sums are written after gamma (beside which nothing has their type) was read for the last time.
   if (op == "layer_norm_backward" || op == "rms_norm_backward") return pair.first > 0 && pair.second == 2;
-  // A block of q (forward) or out (backward) is read for the last time before the result's same block is written.
+  // A block of q (forward) is read for the last time before the result's same block is written; backward, a head's out
+  // before its first result, and a block of k and v, which is packed, before its dk and dv.
   if (op == "flash_attention") return pair == std::pair(0, 0);
-  if (op == "flash_attention_backward") return pair == std::pair(0, 4);
+  if (op == "flash_attention_backward") return pair.second == 4 || (pair.first > 0 && pair.second >= 2);
   // One number, written at the end.
   if (op == "chunked_loss_grad" || op == "chunked_loss_bias_grad") return pair == std::pair(2, 3);
   // Numbers are read before any is written.

@@ -44,13 +44,13 @@ TEST(OpTable, RowsWithoutGradient) {
   for (const OpDef* op : AllOps()) {
     if (!IsDifferentiable(*op) && !absl::StrContains(op->name, ".grad")) names.insert(op->name);
   }
-  EXPECT_THAT(names, ::testing::UnorderedElementsAre("adam", "adam_step", "adamw", "adamw8bit", "all_gather",
-                                                     "all_reduce", "chunked_loss_bias_grad", "chunked_loss_grad",
-                                                     "clip_scale", "count_labels", "embedding_backward", "fill",
-                                                     "flash_attention_backward", "flash_attention_packed_backward",
-                                                     "fused", "global_norm", "layer_norm_backward", "loss_scale_step",
-                                                     "reduce_max", "reduce_scatter", "rms_norm_backward", "sinusoid",
-                                                     "softmax_backward", "softmax_cross_entropy_backward"));
+  EXPECT_THAT(names,
+              ::testing::UnorderedElementsAre(
+                  "adam", "adam_step", "adamw", "adamw8bit", "all_gather", "all_reduce", "cached_attention",
+                  "chunked_loss_bias_grad", "chunked_loss_grad", "clip_scale", "count_labels", "embedding_backward",
+                  "fill", "flash_attention_backward", "flash_attention_packed_backward", "fused", "global_norm",
+                  "layer_norm_backward", "loss_scale_step", "reduce_max", "reduce_scatter", "rms_norm_backward",
+                  "sinusoid", "softmax_backward", "softmax_cross_entropy_backward"));
 }
 
 TEST(OpTable, RowsWithoutCpuKernel) {
