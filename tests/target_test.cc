@@ -99,7 +99,7 @@ TEST(TargetTest, EveryScratchIsStated) {
   const std::map<std::string, std::string> without = {
       {"flash_attention", "a block holds all but its results on the chip"},
       {"flash_attention_packed", "a block holds all but its results on the chip"},
-      {"cached_attention", "a block holds a head's scores on the chip"},
+      {"cached_attention", "a block keeps its running sums on the chip"},
   };
   for (const OpDef* op : AllOps()) {
     if (!op->samples) continue;
