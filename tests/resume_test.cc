@@ -319,8 +319,10 @@ TEST_F(ResumeCommandTest, KilledRunsEndAsTheOthers) {
     ++runs;
     Run("rm -rf killed");
     for (int64_t attempt = 0;; ++attempt) {
-      // From the start of the process on, and long enough for a few steps.
-      const std::string wait = absl::StrFormat("%.3f", 0.01 + 0.013 * static_cast<double>((killed * 7 + attempt) % 17));
+      // From the start of the process on, and long enough for a few steps; another time in each run, since a quick
+      // machine ends some before they are killed.
+      const int64_t turn = (killed * 7 + runs * 5 + attempt) % 17;
+      const std::string wait = absl::StrFormat("%.3f", 0.01 + 0.013 * static_cast<double>(turn));
       const Outcome outcome = Run(absl::StrCat(kRun, "--out killed --log-every 1000 & pid=$!\nsleep ", wait,
                                                "\nkill -9 $pid 2> /dev/null\nwait $pid 2> /dev/null"));
       const bool at_end = attempt > 30;
