@@ -302,6 +302,17 @@ std::vector<Extent> Region::Extents(absl::Span<const TensorType> operands) const
   return extents;
 }
 
+bool Region::StoresExactly(const RegionResult& result) const {
+  if (result.kind == RegionResult::Kind::kColumns) return false;
+  if (result.type.dtype == DType::kF32) return true;
+  const RegionStep& step = steps[static_cast<size_t>(result.value)];
+  return step.kind == Kind::kPrim && step.prim == Prim::kRound && step.dtype == result.type.dtype;
+}
+
+bool Region::IsWorthOneKernel(size_t operands) const {
+  return operands <= 16 && results.size() <= 8 && steps.size() <= 256;
+}
+
 absl::StatusOr<std::shared_ptr<const Region>> ParseRegion(int64_t rows, int64_t width, absl::string_view text) {
   using Key = std::tuple<int64_t, int64_t, std::string>;
   static std::mutex& mutex = *new std::mutex;

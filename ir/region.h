@@ -71,6 +71,10 @@ struct Region {
   std::string ToString() const;
   // One a step. `operands` decide whether a row(i) is one number.
   std::vector<Extent> Extents(absl::Span<const TensorType> operands) const;
+  // Whether the stored `result`, one of this region, is the number that other steps read.
+  bool StoresExactly(const RegionResult& result) const;
+  // Whether a pass should make it: a larger one is not worth its registers and pointers.
+  bool IsWorthOneKernel(size_t operands) const;
 };
 
 inline constexpr int64_t kMaxRegionOperands = 64, kMaxRegionSteps = 1024, kMaxRegionResults = 64;

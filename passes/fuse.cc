@@ -14,8 +14,6 @@
 namespace mt {
 namespace {
 
-// A region that is larger is not worth its registers and pointers.
-constexpr size_t kMaxOperands = 16, kMaxResults = 8, kMaxSteps = 256;
 // Elements of the registers of one row where the region needs whole rows: they stay near the core.
 constexpr int64_t kMaxRowElements = int64_t{48} << 10;
 // A node between two that are fused may make this much; what the two keep alive stays alive over it.
@@ -212,10 +210,7 @@ class Fuser {
   }
 
   bool IsWithinLimits(const Built& built) const {
-    if (built.operands.size() > kMaxOperands || built.results.size() > kMaxResults ||
-        built.region.steps.size() > kMaxSteps) {
-      return false;
-    }
+    if (!built.region.IsWorthOneKernel(built.operands.size())) return false;
     bool needs_rows = false;
     for (const RegionStep& step : built.region.steps) needs_rows |= step.kind == RegionStep::Kind::kRowSum;
     for (const RegionResult& result : built.region.results) needs_rows |= result.kind == RegionResult::Kind::kRow;

@@ -17,9 +17,6 @@ namespace {
 
 using Kind = RegionStep::Kind;
 
-// As of regions that `fuse` makes.
-constexpr size_t kMaxOperands = 16, kMaxResults = 8, kMaxSteps = 256;
-
 size_t At(int64_t i) { return static_cast<size_t>(i); }
 
 // What a node does, as a region over its operands; null: none that is known here.
@@ -50,14 +47,6 @@ std::shared_ptr<const Region> RegionOf(const Node& node) {
   const int value = builder.Compute(node.op().expr(node.attrs())[0], values, numbers, elements / type.dims[0]);
   builder.AddResult(RegionResult::Kind::kFull, builder.Round(type.dtype, value), type);
   return std::make_shared<const Region>(builder.Build());
-}
-
-// Whether the stored result is the number that other steps of the region read.
-bool IsStoredExactly(const Region& region, const RegionResult& result) {
-  if (result.kind == RegionResult::Kind::kColumns) return false;
-  if (result.type.dtype == DType::kF32) return true;
-  const RegionStep& step = region.steps[At(result.value)];
-  return step.kind == Kind::kPrim && step.prim == Prim::kRound && step.dtype == result.type.dtype;
 }
 
 // Whether nothing of the forward and backward pass reads what the node makes.
@@ -185,7 +174,7 @@ class Merger {
       for (size_t r = 0; r < part.region->results.size(); ++r) {
         const RegionResult& result = part.region->results[r];
         const Value made = part.node->result(static_cast<int>(r));
-        if (IsStoredExactly(*part.region, result)) inner[made] = number[At(result.value)];
+        if (part.region->StoresExactly(result)) inner[made] = number[At(result.value)];
         bool leaves = part.node == parts.back().node;
         for (const Use& use : part.node->uses()) {
           leaves = leaves || (use.node != parts.back().node && use.node->operands()[At(use.operand)] == made);
@@ -196,9 +185,7 @@ class Merger {
       }
     }
     merged.region = builder.Build();
-    const bool fits = merged.operands.size() <= kMaxOperands && merged.results.size() <= kMaxResults &&
-                      merged.region.steps.size() <= kMaxSteps;
-    if (!fits) return std::nullopt;
+    if (!merged.region.IsWorthOneKernel(merged.operands.size())) return std::nullopt;
     return merged;
   }
 

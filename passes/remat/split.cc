@@ -35,17 +35,9 @@ bool IsThereAnyway(const Value& operand) {
          });
 }
 
-// Whether the stored result is the number that other steps of the region read.
-bool IsStoredExactly(const Region& region, const RegionResult& result) {
-  if (result.kind == RegionResult::Kind::kColumns) return false;
-  if (result.type.dtype == DType::kF32) return true;
-  const RegionStep& step = region.steps[At(result.value)];
-  return step.kind == Kind::kPrim && step.prim == Prim::kRound && step.dtype == result.type.dtype;
-}
-
 std::optional<Part> PartFrom(const Node& node, const Region& region, int given) {
   const RegionResult& source = region.results[At(given)];
-  if (source.kind != RegionResult::Kind::kFull || !IsStoredExactly(region, source)) return std::nullopt;
+  if (source.kind != RegionResult::Kind::kFull || !region.StoresExactly(source)) return std::nullopt;
   // Which steps follow from the given result and from what is there anyway.
   std::vector<bool> known(region.steps.size()), depends(region.steps.size());
   for (size_t i = 0; i < region.steps.size(); ++i) {
