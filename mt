@@ -7,7 +7,7 @@ cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")"
 # Debian 12, Debian 13 and Ubuntu 24.04 (universe) use the same names.
 readonly PACKAGES=(cmake ninja-build g++ ccache pkg-config ca-certificates protobuf-compiler libprotobuf-dev libabsl-dev
                    libopenblas0-pthread nlohmann-json3-dev libpcre2-dev libutf8proc-dev
-                   libcurl4-openssl-dev libzstd-dev libgtest-dev libgmock-dev coinor-cbc)
+                   libcurl4-openssl-dev libssl-dev libzstd-dev libgtest-dev libgmock-dev coinor-cbc)
 readonly BUILD=build
 readonly FUZZ_BUILD=build-fuzz FUZZ_PACKAGES=(clang libclang-rt-dev)
 
@@ -94,7 +94,7 @@ compile() {
   need "${PACKAGES[@]}"
   local arguments="${MT_CMAKE_ARGS:-}"
   local stamp=$BUILD/.mt_cmake_args
-  export CCACHE_BASEDIR="$PWD" CCACHE_NOHASHDIR=1
+  export CCACHE_BASEDIR="$PWD" CCACHE_NOHASHDIR=1 CCACHE_SLOPPINESS=pch_defines,time_macros
   if [[ ! -f $BUILD/build.ninja || ! -f $stamp || $(<"$stamp") != "$arguments" ]]; then
     # shellcheck disable=SC2086  # several arguments in one variable
     run cmake -G Ninja -S . -B $BUILD $arguments

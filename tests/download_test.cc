@@ -439,27 +439,23 @@ TEST_F(DownloadTest, HuggingFaceFoldersAndTokenizers) {
                                                   HasSubstr("cache/openai-community/gpt2/tokenizer.json"))));
 }
 
-TEST(Sha, KnownValues) {
-  const auto sha1 = [](absl::string_view text) {
-    Sha1 hash;
-    hash.Update(text);
-    return hash.Hex();
+TEST_F(DownloadTest, HashesOfFiles) {
+  const auto sha256 = [this](const std::string& text) {
+    EXPECT_OK(WriteFile(Path("hashed"), text));
+    return FileSha256(Path("hashed")).value();
   };
-  const auto sha256 = [](absl::string_view text) {
-    Sha256 hash;
-    hash.Update(text);
-    return hash.Hex();
-  };
-  // FIPS 180-2, appendices A and B.
-  const std::string two = "abcdbcdecdefdefgefghfghighijhijkijkljklmklmnlmnomnopnopq";
-  EXPECT_EQ(sha1("abc"), "a9993e364706816aba3e25717850c26c9cd0d89d");
-  EXPECT_EQ(sha1(two), "84983e441c3bd26ebaae4aa1f95129e5e54670f1");
+  // FIPS 180-2, appendix B.
   EXPECT_EQ(sha256("abc"), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
-  EXPECT_EQ(sha256(two), "248d6a61d20638b8e5c026930c3e6039a33ce45964ff2167f6ecedd419db06c1");
+  EXPECT_EQ(sha256("abcdbcdecdefdefgefghfghighijhijkijkljklmklmnlmnomnopnopq"),
+            "248d6a61d20638b8e5c026930c3e6039a33ce45964ff2167f6ecedd419db06c1");
   EXPECT_EQ(sha256(std::string(1'000'000, 'a')), "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0");
-  Sha256 parts;
-  for (size_t i = 0; i < two.size(); ++i) parts.Update(two.substr(i, 1));
-  EXPECT_EQ(parts.Hex(), sha256(two));
+  EXPECT_EQ(sha256(""), "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+  EXPECT_EQ(sha256(std::string(9'000'001, 'a')),
+            "b9e1a83460a44df25da4627ddb8271e3dbdfc7685d468e930187b57b20ad93f7");  // More than one part of the file.
+  // git hash-object.
+  ASSERT_OK(WriteFile(Path("hashed"), "test content\n"));
+  EXPECT_EQ(FileGitBlob(Path("hashed")).value(), "d670460b4b4aece5915caf5c68d12f560a9fe3e4");
+  EXPECT_THAT(FileSha256(Path("missing")), StatusIs(absl::StatusCode::kNotFound, HasSubstr("missing")));
 }
 
 // As Hugging Face's server: large files are elsewhere and named by SHA-256, small ones by git.
@@ -476,15 +472,13 @@ TEST_F(DownloadTest, HuggingFaceFilesAreKnownByTheirHashes) {
   auto trainer = NewTokenizerTrainer("bpe:300").value();
   trainer->Add("ala ma kota ala ma kota");
   const std::string tokenizer = (*trainer->Train())->Serialize();
-  const auto sha256 = [](const std::string& text) {
-    Sha256 hash;
-    hash.Update(text);
-    return hash.Hex();
+  const auto sha256 = [this](const std::string& text) {
+    EXPECT_OK(WriteFile(Path("hashed"), text));
+    return FileSha256(Path("hashed")).value();
   };
-  const auto blob = [](const std::string& text) {
-    Sha1 hash;
-    hash.Update(absl::StrCat("blob ", text.size(), absl::string_view("\0", 1), text));
-    return hash.Hex();
+  const auto blob = [this](const std::string& text) {
+    EXPECT_OK(WriteFile(Path("hashed"), text));
+    return FileGitBlob(Path("hashed")).value();
   };
   int cuts = 0;
   bool damaged = false;
