@@ -125,7 +125,7 @@ absl::StatusOr<std::unique_ptr<Generator>> Generator::Create(Executor& executor,
   return generator;
 }
 
-absl::StatusOr<absl::Span<const float>> Generator::Run(int32_t token, int64_t position) {
+void Generator::Feed(int32_t token, int64_t position) {
   CHECK(0 <= position && position < positions_) << position;
   CHECK(0 <= token && token < static_cast<int64_t>(logits_.size())) << token;
   Backend& backend = executor_.backend();
@@ -134,7 +134,11 @@ absl::StatusOr<absl::Span<const float>> Generator::Run(int32_t token, int64_t po
   backend.CopyToDevice(position_->data, &at, sizeof(at));
   program_->Run();
   backend.Synchronize();
-  backend.CopyToHost(logits_.data(), output_->data, output_->type.byte_size());
+}
+
+absl::StatusOr<absl::Span<const float>> Generator::Run(int32_t token, int64_t position) {
+  Feed(token, position);
+  executor_.backend().CopyToHost(logits_.data(), output_->data, output_->type.byte_size());
   for (const float logit : logits_) {
     if (!std::isfinite(logit)) {
       return absl::OutOfRangeError(
@@ -167,8 +171,12 @@ absl::StatusOr<Continuation> Generator::Generate(absl::string_view prompt, const
       result.end = TextEnd::kPositions;
       break;
     }
-    ASSIGN_OR_RETURN(const absl::Span<const float> logits, Run(ids_[static_cast<size_t>(position)], position));
-    if (position + 1 < given) continue;
+    const int32_t token = ids_[static_cast<size_t>(position)];
+    if (position + 1 < given) {
+      Feed(token, position);
+      continue;
+    }
+    ASSIGN_OR_RETURN(const absl::Span<const float> logits, Run(token, position));
     const int32_t next = sampler_.Draw(logits, position + 1);
     if (next == tokenizer_.end_of_document()) {
       result.end = TextEnd::kEndOfDocument;

@@ -72,8 +72,10 @@ class Generator {
 
   int64_t positions() const { return positions_; }
 
-  // Runs the program for one token; positions count up from 0, and no other program may run in between. The logits of
-  // the next token, valid until the next run. Errors: OutOfRange (not finite).
+  // Runs the program for one token, which enters the caches; positions count up from 0, and no other program may run in
+  // between.
+  void Feed(int32_t token, int64_t position);
+  // The same; gives the logits of the next token, valid until the next run. Errors: OutOfRange (not finite).
   absl::StatusOr<absl::Span<const float>> Run(int32_t token, int64_t position);
 
   // `prompt` goes on; an empty one begins a document. on_text gets each new token's text, in order, and says whether to
