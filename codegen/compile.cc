@@ -5,10 +5,10 @@
 
 #include "absl/algorithm/container.h"
 #include "absl/strings/str_cat.h"
-#include "codegen/peak.h"
 #include "codegen/plan/cuda_code.h"
 #include "codegen/plan/plan.h"
 #include "codegen/plan/plan_verifier.h"
+#include "codegen/report/peak.h"
 #include "ir/base/check.h"
 #include "ir/base/flags.h"
 #include "ir/base/status_macros.h"

@@ -9,9 +9,9 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "codegen/inspect.h"
 #include "codegen/plan/plan.h"
 #include "codegen/plan/plan_verifier.h"
+#include "codegen/report/inspect.h"
 #include "ir/base/file.h"
 #include "models/model.h"
 #include "nlohmann/json.hpp"

@@ -21,7 +21,7 @@
 #include "codegen/compile.h"
 #include "codegen/plan/plan.h"
 #include "codegen/plan/plan_verifier.h"
-#include "codegen/tally.h"
+#include "codegen/report/tally.h"
 #include "ir/base/file.h"
 #include "ir/cost.h"
 #include "ir/text.h"

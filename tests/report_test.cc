@@ -9,10 +9,10 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "codegen/inspect.h"
-#include "codegen/peak.h"
 #include "codegen/report/chart.h"
-#include "codegen/tally.h"
+#include "codegen/report/inspect.h"
+#include "codegen/report/peak.h"
+#include "codegen/report/tally.h"
 #include "nlohmann/json.hpp"
 #include "tests/process.h"
 #include "tests/small_runs.h"

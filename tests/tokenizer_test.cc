@@ -12,11 +12,11 @@
 #include "absl/strings/str_replace.h"
 #include "ir/base/check.h"
 #include "ir/base/file.h"
+#include "ir/base/utf8.h"
 #include "nlohmann/json.hpp"
 #include "proto/sentencepiece.pb.h"
 #include "runtime/data/pretokenizer.h"
 #include "runtime/data/tokenizer_files.h"
-#include "runtime/data/utf8.h"
 #include "tests/test_util.h"
 
 namespace mt {

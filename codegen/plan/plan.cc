@@ -342,6 +342,11 @@ ProgramSummary SummarizeStep(const proto::PlanProto& plan) {
   return step;
 }
 
+std::vector<int64_t> LogicalDims(const proto::StateProto& state) {
+  if (state.logical_dims_size() > 0) return {state.logical_dims().begin(), state.logical_dims().end()};
+  return {state.type().dims().begin(), state.type().dims().end()};
+}
+
 double InstructionSeconds(const proto::ProgramProto& program, const proto::InstructionProto& instruction,
                           const Roofline& roofline) {
   const OpDef* op = FindOp(instruction.op());

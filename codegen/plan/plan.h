@@ -114,6 +114,9 @@ ProgramSummary Summarize(const proto::PlanProto& plan, const proto::ProgramProto
 // "apply", which has the optimizer's phase. REQUIRES: a verified plan with programs.
 ProgramSummary SummarizeStep(const proto::PlanProto& plan);
 
+// A state's shape as a user sees it, without padding.
+std::vector<int64_t> LogicalDims(const proto::StateProto& state);
+
 // At the roofline, by the dtypes that the op multiplies. 0 for a view. REQUIRES: a verified plan.
 double InstructionSeconds(const proto::ProgramProto& program, const proto::InstructionProto& instruction,
                           const Roofline& roofline);

@@ -8,9 +8,10 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_replace.h"
-#include "codegen/peak.h"
+#include "codegen/report/peak.h"
 #include "codegen/report/report.h"
 #include "ir/base/units.h"
+#include "ir/base/utf8.h"
 #include "ir/op.h"
 
 namespace mt {
@@ -254,45 +255,24 @@ std::string Timeline(const proto::PlanProto& plan, const proto::ProgramProto& pr
 
 }  // namespace
 
-std::string ValidText(absl::string_view text) {
-  static constexpr char kReplacement[] = "\xEF\xBF\xBD";
+std::string PrintableText(absl::string_view text) {
   std::string out;
   out.reserve(text.size());
-  for (size_t i = 0; i < text.size();) {
-    const unsigned char c = static_cast<unsigned char>(text[i]);
-    // The well-formed sequences of the Unicode standard, table 3-7.
-    size_t more = 0;
-    unsigned char low = 0x80, high = 0xBF;
-    bool valid = c >= 0x20 && c < 0x7F;
-    if (c >= 0xC2 && c <= 0xDF) {
-      more = 1;
-    } else if (c >= 0xE0 && c <= 0xEF) {
-      more = 2;
-      if (c == 0xE0) low = 0xA0;
-      if (c == 0xED) high = 0x9F;
-    } else if (c >= 0xF0 && c <= 0xF4) {
-      more = 3;
-      if (c == 0xF0) low = 0x90;
-      if (c == 0xF4) high = 0x8F;
+  while (!text.empty()) {
+    const Utf8Char c = DecodeUtf8(text);
+    const bool printable = c.code_point >= 0x20 && c.code_point != 0x7F;
+    if (printable) {
+      out.append(text.data(), static_cast<size_t>(c.size_bytes));
+    } else {
+      AppendUtf8(0xFFFD, &out);
     }
-    if (more > 0) valid = i + more < text.size();
-    for (size_t k = 1; valid && k <= more; ++k) {
-      const unsigned char next = static_cast<unsigned char>(text[i + k]);
-      valid = k == 1 ? next >= low && next <= high : next >= 0x80 && next <= 0xBF;
-    }
-    if (!valid) {
-      out += kReplacement;
-      ++i;
-      continue;
-    }
-    out.append(text.data() + i, more + 1);
-    i += more + 1;
+    text.remove_prefix(printable ? static_cast<size_t>(c.size_bytes) : 1);
   }
   return out;
 }
 
 std::string EscapeXml(absl::string_view text) {
-  return absl::StrReplaceAll(ValidText(text),
+  return absl::StrReplaceAll(PrintableText(text),
                              {{"&", "&amp;"}, {"<", "&lt;"}, {">", "&gt;"}, {"\"", "&quot;"}, {"'", "&#39;"}});
 }
 

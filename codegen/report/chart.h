@@ -13,8 +13,8 @@
 namespace mt {
 
 // `text` with bytes that are no UTF-8 and control characters replaced by U+FFFD.
-std::string ValidText(absl::string_view text);
-// For XML and HTML: ValidText with markup escaped.
+std::string PrintableText(absl::string_view text);
+// For XML and HTML: PrintableText with markup escaped.
 std::string EscapeXml(absl::string_view text);
 
 // Where things lie, in units of the viewBox; the page's script uses the same numbers.

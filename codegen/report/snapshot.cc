@@ -7,9 +7,9 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "codegen/peak.h"
 #include "codegen/plan/plan.h"
 #include "codegen/report/chart.h"
+#include "codegen/report/peak.h"
 #include "codegen/report/report.h"
 #include "nlohmann/json.hpp"
 
@@ -24,7 +24,7 @@ size_t At(int64_t i) { return static_cast<size_t>(i); }
 constexpr int64_t kBase = int64_t{1} << 40;
 
 Json Frame(absl::string_view file, int64_t line, absl::string_view name) {
-  return {{"filename", ValidText(file)}, {"line", line}, {"name", ValidText(name)}};
+  return {{"filename", PrintableText(file)}, {"line", line}, {"name", PrintableText(name)}};
 }
 
 // What the viewer shows of a buffer: the instruction that makes it, then what it is.
@@ -136,7 +136,7 @@ Json Snapshot(const proto::PlanProto& plan) {
                                      {"frames", Json::array()},
                                      {"blocks", std::move(blocks)}}})},
           {"device_traces", Json::array({std::move(events)})},
-          {"allocator_settings", {{"planned_by", ValidText(plan.compiler())}}},
+          {"allocator_settings", {{"planned_by", PrintableText(plan.compiler())}}},
           {"external_annotations", Json::array()}};
 }
 

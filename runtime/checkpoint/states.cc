@@ -8,6 +8,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "codegen/plan/plan.h"
 #include "ir/base/check.h"
 #include "ir/base/status_macros.h"
 #include "ir/dynamic_map.h"
@@ -35,13 +36,10 @@ SafetensorsType TypeOf(DType dtype) {
   return SafetensorsType::kF32;
 }
 
-// "adamw" of "adamw.m.head.weight": states that are of use together alone.
-std::string GroupOf(const std::string& name) { return name.substr(0, name.find('.')); }
-
 // The 8-bit code of zero: first moments have signs.
 uint8_t ZeroCode(const std::string& name) {
   const DynamicMap& map =
-      absl::StartsWith(name, absl::StrCat(GroupOf(name), ".m.")) ? DynamicMap::Signed() : DynamicMap::Unsigned();
+      absl::StartsWith(name, absl::StrCat(StateGroup(name), ".m.")) ? DynamicMap::Signed() : DynamicMap::Unsigned();
   return map.zero();
 }
 
@@ -49,11 +47,7 @@ SafetensorsTensor Described(const proto::StateProto& state, const BoundTensor& b
   SafetensorsTensor tensor;
   tensor.name = bound.name;
   tensor.type = TypeOf(bound.type.dtype);
-  if (state.logical_dims_size() > 0) {
-    tensor.shape.assign(state.logical_dims().begin(), state.logical_dims().end());
-  } else {
-    tensor.shape.assign(bound.type.dims.begin(), bound.type.dims.end());
-  }
+  tensor.shape = LogicalDims(state);
   tensor.size_bytes = SizeOf(tensor.type);
   for (const int64_t d : tensor.shape) tensor.size_bytes *= d;
   return tensor;
@@ -83,13 +77,14 @@ std::vector<std::string> RestoreOptimizer(Executor& executor, absl::string_view 
                       wanted.shape[0] == bound.type.dims[0];
     const bool fits = found != nullptr && found->type == wanted.type && (found->shape == wanted.shape || list);
     if (fits) continue;
-    why.insert({GroupOf(bound.name), found == nullptr ? absl::StrCat(there, " has no ", bound.name)
-                                                      : absl::StrCat(bound.name, " is ", TypeText(*found), " there, ",
-                                                                     TypeText(wanted), " in the plan")});
+    why.insert({StateGroup(bound.name), found == nullptr ? absl::StrCat(there, " has no ", bound.name)
+                                                         : absl::StrCat(bound.name, " is ", TypeText(*found),
+                                                                        " there, ", TypeText(wanted), " in the plan")});
   }
   for (const BoundTensor& bound : executor.states()) {
     const Found found = source(bound.name);
-    if (bound.role != Role::kOptimizerState || found.tensor == nullptr || why.contains(GroupOf(bound.name))) continue;
+    if (bound.role != Role::kOptimizerState || found.tensor == nullptr || why.contains(StateGroup(bound.name)))
+      continue;
     const int64_t bytes = std::min(found.tensor->size_bytes, bound.type.byte_size());
     executor.backend().CopyToDevice(bound.data, found.bytes.data(), bytes);
     // Padding may share a block's scale with what is not padding.
@@ -104,6 +99,8 @@ std::vector<std::string> RestoreOptimizer(Executor& executor, absl::string_view 
 }
 
 }  // namespace
+
+std::string StateGroup(const std::string& name) { return name.substr(0, name.find('.')); }
 
 void SnapshotStates(Executor& executor, std::vector<SavedState>* states) {
   size_t count = 0;

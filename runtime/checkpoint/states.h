@@ -13,6 +13,9 @@
 
 namespace mt {
 
+// "adamw" of "adamw.m.head.weight": states of an optimizer that are of use together alone.
+std::string StateGroup(const std::string& name);
+
 // Copies parameters and optimizer state, without padding, into host memory that `states` keeps between calls. Sums over
 // microbatches are left out: between steps they are zero.
 void SnapshotStates(Executor& executor, std::vector<SavedState>* states);

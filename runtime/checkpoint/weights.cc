@@ -12,14 +12,6 @@
 #include "runtime/data/safetensors.h"
 
 namespace mt {
-namespace {
-
-std::vector<int64_t> LogicalDims(const proto::StateProto& state) {
-  if (state.logical_dims_size() > 0) return {state.logical_dims().begin(), state.logical_dims().end()};
-  return {state.type().dims().begin(), state.type().dims().end()};
-}
-
-}  // namespace
 
 absl::Status SaveWeights(Executor& executor, const std::string& path) {
   const proto::PlanProto& plan = executor.plan();

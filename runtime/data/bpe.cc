@@ -18,8 +18,8 @@
 #include "ir/base/check.h"
 #include "ir/base/hash.h"
 #include "ir/base/status_macros.h"
+#include "ir/base/utf8.h"
 #include "runtime/data/tokenizer_json.h"
-#include "runtime/data/utf8.h"
 
 namespace mt {
 namespace {

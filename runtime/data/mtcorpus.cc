@@ -27,11 +27,11 @@
 #include "ir/base/status_macros.h"
 #include "ir/base/tools.h"
 #include "ir/base/units.h"
+#include "ir/base/utf8.h"
 #include "nlohmann/json.hpp"
 #include "runtime/data/compare.h"
 #include "runtime/data/hub.h"
 #include "runtime/data/prep.h"
-#include "runtime/data/utf8.h"
 
 namespace mt {
 namespace {

@@ -10,7 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "ir/base/check.h"
 #include "ir/base/status_macros.h"
-#include "runtime/data/utf8.h"
+#include "ir/base/utf8.h"
 
 namespace mt {
 

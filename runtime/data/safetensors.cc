@@ -7,8 +7,8 @@
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
 #include "ir/base/status_macros.h"
+#include "ir/base/utf8.h"
 #include "nlohmann/json.hpp"
-#include "runtime/data/utf8.h"
 
 namespace mt {
 namespace {

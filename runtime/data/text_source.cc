@@ -16,9 +16,9 @@
 #include "absl/strings/str_format.h"
 #include "ir/base/file.h"
 #include "ir/base/status_macros.h"
+#include "ir/base/utf8.h"
 #include "runtime/data/crc32c.h"
 #include "runtime/data/json_lines.h"
-#include "runtime/data/utf8.h"
 
 namespace mt {
 namespace {

@@ -9,10 +9,10 @@
 #include "ir/base/file.h"
 #include "ir/base/hash.h"
 #include "ir/base/status_macros.h"
+#include "ir/base/utf8.h"
 #include "runtime/data/bpe.h"
 #include "runtime/data/strict_json.h"
 #include "runtime/data/tokenizer_json.h"
-#include "runtime/data/utf8.h"
 
 namespace mt {
 namespace {

@@ -14,8 +14,8 @@
 #include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
 #include "ir/base/status_macros.h"
+#include "ir/base/utf8.h"
 #include "nlohmann/json.hpp"
-#include "runtime/data/utf8.h"
 
 namespace mt {
 namespace {

@@ -15,6 +15,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
+#include "codegen/plan/plan.h"
 #include "google/protobuf/text_format.h"
 #include "ir/base/file.h"
 #include "ir/base/status_macros.h"
@@ -127,11 +128,6 @@ float HalfToFloat(uint32_t half) {
                           : std::ldexp(static_cast<float>(mantissa | 1024), static_cast<int>(exponent) - 25);
   }
   return (half & 0x8000) != 0 ? -value : value;
-}
-
-std::vector<int64_t> LogicalDims(const proto::StateProto& state) {
-  if (state.logical_dims_size() > 0) return {state.logical_dims().begin(), state.logical_dims().end()};
-  return {state.type().dims().begin(), state.type().dims().end()};
 }
 
 struct OutTensor {

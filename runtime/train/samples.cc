@@ -5,10 +5,13 @@
 
 #include "absl/strings/str_cat.h"
 #include "ir/base/status_macros.h"
-#include "runtime/data/utf8.h"
+#include "ir/base/utf8.h"
 
 namespace mt {
 
+namespace {
+
+// What --temperature, --top-k, --top-p, --seed and --max-new-tokens say. Errors: InvalidArgument.
 absl::StatusOr<GenerateOptions> GenerateOptionsOf(const ParsedArgs& args) {
   GenerateOptions options;
   options.max_new_tokens = args.Int("max-new-tokens");
@@ -20,6 +23,23 @@ absl::StatusOr<GenerateOptions> GenerateOptionsOf(const ParsedArgs& args) {
   return absl::InvalidArgumentError(
       "--top-p 0 leaves no token; expected more than 0, or --temperature 0 for the likeliest");
 }
+
+// `text` with U+FFFD for each part that is not valid UTF-8: a text may end within a character.
+std::string ValidText(absl::string_view text) {
+  std::string valid;
+  while (!text.empty()) {
+    const Utf8Char c = DecodeUtf8(text);
+    if (c.code_point < 0) {
+      AppendUtf8(0xFFFD, &valid);
+    } else {
+      valid.append(text.data(), static_cast<size_t>(c.size_bytes));
+    }
+    text.remove_prefix(static_cast<size_t>(c.size_bytes));
+  }
+  return valid;
+}
+
+}  // namespace
 
 absl::Status GenerateTexts(Executor& executor, const std::string& data, const Manifest& manifest,
                            const ParsedArgs& args, const std::function<bool()>& interrupted) {
@@ -73,20 +93,6 @@ absl::StatusOr<std::string> Samples::Take() {
   ASSIGN_OR_RETURN(const Continuation text,
                    generator_->Generate(prompt_, options_, [](absl::string_view) { return true; }));
   return ValidText(absl::StrCat(prompt_, text.text));
-}
-
-std::string ValidText(absl::string_view text) {
-  std::string valid;
-  while (!text.empty()) {
-    const Utf8Char c = DecodeUtf8(text);
-    if (c.code_point < 0) {
-      AppendUtf8(0xFFFD, &valid);
-    } else {
-      valid.append(text.data(), static_cast<size_t>(c.size_bytes));
-    }
-    text.remove_prefix(static_cast<size_t>(c.size_bytes));
-  }
-  return valid;
 }
 
 }  // namespace mt

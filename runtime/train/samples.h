@@ -17,9 +17,6 @@
 
 namespace mt {
 
-// What --temperature, --top-k, --top-p, --seed and --max-new-tokens say. Errors: InvalidArgument.
-absl::StatusOr<GenerateOptions> GenerateOptionsOf(const ParsedArgs& args);
-
 // --generate: its text, or each line of stdin for "-", goes on, on stdout as it is drawn; what there is to say of it on
 // stderr. Errors: as Generator's, LoadCorpusTokenizer's; Cancelled where `interrupted`.
 absl::Status GenerateTexts(Executor& executor, const std::string& data, const Manifest& manifest,
@@ -47,9 +44,6 @@ class Samples {
   std::unique_ptr<Tokenizer> tokenizer_;
   std::unique_ptr<Generator> generator_;
 };
-
-// `text` with U+FFFD for each part that is not valid UTF-8: a text may end within a character.
-std::string ValidText(absl::string_view text);
 
 }  // namespace mt
 

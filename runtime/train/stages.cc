@@ -15,6 +15,7 @@
 #include "ir/base/status_macros.h"
 #include "ir/base/units.h"
 #include "ir/graph_io.h"
+#include "runtime/checkpoint/states.h"
 #include "runtime/train/lr_schedule.h"
 
 namespace mt {
@@ -44,23 +45,16 @@ std::map<std::string, StateFacts> StatesOf(const proto::PlanProto& plan) {
     state.parameter = role == Role::kParameter;
     state.dtype = proto.type().dtype();
     state.padded = proto.logical_dims_size() > 0;
-    if (state.padded) {
-      state.dims.assign(proto.logical_dims().begin(), proto.logical_dims().end());
-    } else {
-      state.dims.assign(proto.type().dims().begin(), proto.type().dims().end());
-    }
+    state.dims = LogicalDims(proto);
   }
   return states;
 }
-
-// "adamw" of "adamw.m.head.weight".
-std::string GroupOf(const std::string& name) { return name.substr(0, name.find('.')); }
 
 // Groups of optimizer states that are scalars all: what belongs to the precision of one plan may start afresh.
 std::set<std::string> ScalarGroups(const std::map<std::string, StateFacts>& states) {
   std::set<std::string> groups, others;
   for (const auto& [name, state] : states) {
-    (state.parameter || !state.dims.empty() ? others : groups).insert(GroupOf(name));
+    (state.parameter || !state.dims.empty() ? others : groups).insert(StateGroup(name));
   }
   for (const std::string& other : others) groups.erase(other);
   return groups;
@@ -81,7 +75,7 @@ absl::Status CheckSameStates(const RunStage& a, const RunStage& b) {
                            const RunStage& there_stage) -> absl::Status {
     const std::set<std::string> scalars = ScalarGroups(here);
     for (const auto& [name, state] : here) {
-      if (there.contains(name) || (!state.parameter && scalars.contains(GroupOf(name)))) continue;
+      if (there.contains(name) || (!state.parameter && scalars.contains(StateGroup(name)))) continue;
       return differ(
           absl::StrCat(here_stage.path, " has ", name, ", ", state.Text(), ", and ", there_stage.path, " has none"));
     }

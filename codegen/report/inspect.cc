@@ -1,4 +1,4 @@
-#include "codegen/inspect.h"
+#include "codegen/report/inspect.h"
 
 #include <algorithm>
 #include <vector>
@@ -6,9 +6,9 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
-#include "codegen/peak.h"
 #include "codegen/plan/plan.h"
-#include "codegen/tally.h"
+#include "codegen/report/peak.h"
+#include "codegen/report/tally.h"
 #include "ir/base/units.h"
 #include "nlohmann/json.hpp"
 

@@ -1,4 +1,4 @@
-#include "codegen/peak.h"
+#include "codegen/report/peak.h"
 
 #include <algorithm>
 #include <tuple>
@@ -6,7 +6,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "codegen/names.h"
+#include "codegen/report/names.h"
 #include "ir/base/units.h"
 
 namespace mt {

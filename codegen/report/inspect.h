@@ -1,6 +1,6 @@
 // What a plan costs, for people and for programs.
-#ifndef MT_CODEGEN_INSPECT_H_
-#define MT_CODEGEN_INSPECT_H_
+#ifndef MT_CODEGEN_REPORT_INSPECT_H_
+#define MT_CODEGEN_REPORT_INSPECT_H_
 
 #include <string>
 
@@ -26,4 +26,4 @@ std::string ProofText(int64_t bytes, int64_t lower_bound_bytes, const std::strin
 
 }  // namespace mt
 
-#endif  // MT_CODEGEN_INSPECT_H_
+#endif  // MT_CODEGEN_REPORT_INSPECT_H_

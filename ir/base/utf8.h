@@ -1,7 +1,7 @@
 // UTF-8: validation and decoding. Valid means Unicode 15, table 3-7: no surrogates, no overlong forms, at most
 // U+10FFFF.
-#ifndef MT_RUNTIME_DATA_UTF8_H_
-#define MT_RUNTIME_DATA_UTF8_H_
+#ifndef MT_IR_BASE_UTF8_H_
+#define MT_IR_BASE_UTF8_H_
 
 #include <cstdint>
 #include <string>
@@ -29,4 +29,4 @@ void AppendUtf8(int32_t code_point, std::string* out);
 
 }  // namespace mt
 
-#endif  // MT_RUNTIME_DATA_UTF8_H_
+#endif  // MT_IR_BASE_UTF8_H_

@@ -1,4 +1,4 @@
-#include "codegen/names.h"
+#include "codegen/report/names.h"
 
 #include <algorithm>
 

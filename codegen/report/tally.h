@@ -1,6 +1,6 @@
 // What a plan recomputes, pads and computes in: for inspect and reports.
-#ifndef MT_CODEGEN_TALLY_H_
-#define MT_CODEGEN_TALLY_H_
+#ifndef MT_CODEGEN_REPORT_TALLY_H_
+#define MT_CODEGEN_REPORT_TALLY_H_
 
 #include <array>
 #include <cstdint>
@@ -50,4 +50,4 @@ std::string DTypesText(const std::vector<std::pair<std::string, int64_t>>& dtype
 
 }  // namespace mt
 
-#endif  // MT_CODEGEN_TALLY_H_
+#endif  // MT_CODEGEN_REPORT_TALLY_H_

@@ -1,6 +1,6 @@
 // Names of things alike: "h0.fc1", "h1.fc1", ... are "h*.fc1".
-#ifndef MT_CODEGEN_NAMES_H_
-#define MT_CODEGEN_NAMES_H_
+#ifndef MT_CODEGEN_REPORT_NAMES_H_
+#define MT_CODEGEN_REPORT_NAMES_H_
 
 #include <string>
 #include <vector>
@@ -18,4 +18,4 @@ std::string CommonName(const std::vector<std::string>& names);
 
 }  // namespace mt
 
-#endif  // MT_CODEGEN_NAMES_H_
+#endif  // MT_CODEGEN_REPORT_NAMES_H_

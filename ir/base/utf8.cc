@@ -1,4 +1,4 @@
-#include "runtime/data/utf8.h"
+#include "ir/base/utf8.h"
 
 #include <cstring>
 

@@ -1,6 +1,6 @@
 // What is live where a program takes the most memory: for inspect, reports and refusals.
-#ifndef MT_CODEGEN_PEAK_H_
-#define MT_CODEGEN_PEAK_H_
+#ifndef MT_CODEGEN_REPORT_PEAK_H_
+#define MT_CODEGEN_REPORT_PEAK_H_
 
 #include <cstdint>
 #include <string>
@@ -47,4 +47,4 @@ std::string LargestText(const Peak& peak, size_t count);
 
 }  // namespace mt
 
-#endif  // MT_CODEGEN_PEAK_H_
+#endif  // MT_CODEGEN_REPORT_PEAK_H_

@@ -1,4 +1,4 @@
-#include "codegen/tally.h"
+#include "codegen/report/tally.h"
 
 #include <algorithm>
 #include <map>
@@ -7,8 +7,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
-#include "codegen/names.h"
-#include "codegen/peak.h"
+#include "codegen/report/names.h"
+#include "codegen/report/peak.h"
 #include "ir/base/check.h"
 #include "ir/graph_io.h"
 #include "ir/op.h"
