@@ -152,13 +152,7 @@ class DeviceTest : public ::testing::Test {
   static void SetUpTestSuite() {
     folder_ = new std::string(absl::StrCat(::testing::TempDir(), "/device_test-", getpid()));
     std::filesystem::create_directories(*folder_);
-    ASSERT_OK(WriteFile(*folder_ + "/text", GeneratedText(60)));
-    PrepOptions options;
-    options.input = *folder_ + "/text";
-    options.output = *folder_ + "/corpus";
-    options.tokenizer = "char";
-    ASSERT_OK_AND_ASSIGN(const Manifest manifest, PrepareCorpus(options));
-    vocab_ = manifest.vocab_size;
+    ASSERT_OK_AND_ASSIGN(vocab_, PrepareCharacters(*folder_, GeneratedText(60)));
   }
   static void TearDownTestSuite() {
     std::filesystem::remove_all(*folder_);

@@ -572,13 +572,7 @@ class CorpusTest : public ::testing::Test {
  protected:
   static void SetUpTestSuite() {
     folder_ = new ProcessFolder("optimizer_state_test");
-    folder_->Write("text", GeneratedText(60));
-    PrepOptions options;
-    options.input = folder_->Path("text");
-    options.output = folder_->Path("corpus");
-    options.tokenizer = "char";
-    ASSERT_OK_AND_ASSIGN(const Manifest manifest, PrepareCorpus(options));
-    vocab_ = manifest.vocab_size;
+    ASSERT_OK_AND_ASSIGN(vocab_, PrepareCharacters(folder_->path(), GeneratedText(60)));
   }
   static void TearDownTestSuite() { delete folder_; }
 

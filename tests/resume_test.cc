@@ -40,14 +40,7 @@ class ResumeTest : public ::testing::Test {
  protected:
   static void SetUpTestSuite() {
     folder_ = new ProcessFolder("resume_test");
-    folder_->Write("text", GeneratedText(8));
-    PrepOptions options;
-    options.input = folder_->Path("text");
-    options.output = folder_->Path("corpus");
-    options.tokenizer = "char";
-    options.split = {50, 30, 20};
-    ASSERT_OK_AND_ASSIGN(const Manifest manifest, PrepareCorpus(options));
-    vocab_ = manifest.vocab_size;
+    ASSERT_OK_AND_ASSIGN(vocab_, PrepareCharacters(folder_->path(), GeneratedText(8), {50, 30, 20}));
   }
   static void TearDownTestSuite() { delete folder_; }
 

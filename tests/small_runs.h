@@ -8,11 +8,14 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "codegen/compile.h"
 #include "ir/base/check.h"
+#include "ir/base/file.h"
 #include "ir/base/hash.h"
 #include "ir/base/status_macros.h"
 #include "models/model.h"
+#include "runtime/data/prep.h"
 #include "runtime/executor.h"
 #include "runtime/measure.h"
 #include "runtime/train/trainer.h"
@@ -35,6 +38,19 @@ inline std::string GeneratedText(int documents) {
     text += "\n";
   }
   return text;
+}
+
+// A corpus of characters in `folder`/corpus, of `text`. Gives the size of its vocabulary.
+inline absl::StatusOr<int64_t> PrepareCharacters(const std::string& folder, const std::string& text,
+                                                 const std::vector<double>& split = {}) {
+  RETURN_IF_ERROR(WriteFile(absl::StrCat(folder, "/text"), text));
+  PrepOptions options;
+  options.input = absl::StrCat(folder, "/text");
+  options.output = absl::StrCat(folder, "/corpus");
+  options.tokenizer = "char";
+  if (!split.empty()) options.split = split;
+  ASSIGN_OR_RETURN(const Manifest manifest, PrepareCorpus(options));
+  return manifest.vocab_size;
 }
 
 // A compiled model of the zoo or file. The test's own arguments: it must compile.

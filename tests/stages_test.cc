@@ -45,12 +45,7 @@ class SampleOrderTest : public ::testing::Test {
  protected:
   static void SetUpTestSuite() {
     folder_ = new ProcessFolder("sample_order_test");
-    folder_->Write("text", TextOfManyLengths(60));
-    PrepOptions options;
-    options.input = folder_->Path("text");
-    options.output = folder_->Path("corpus");
-    options.tokenizer = "char";
-    ASSERT_OK(PrepareCorpus(options));
+    ASSERT_OK(PrepareCharacters(folder_->path(), TextOfManyLengths(60)));
   }
   static void TearDownTestSuite() { delete folder_; }
 
