@@ -8,7 +8,7 @@ cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")"
 readonly PACKAGES=(cmake ninja-build g++ ccache pkg-config ca-certificates protobuf-compiler libprotobuf-dev libabsl-dev
                    libopenblas0-pthread nlohmann-json3-dev libpcre2-dev libutf8proc-dev
                    libcurl4-openssl-dev libssl-dev libzstd-dev libgtest-dev libgmock-dev coinor-cbc)
-readonly BUILD=build
+readonly BUILD=build TOOLS=(mtc mtrun mtcorpus mtlab)
 readonly FUZZ_BUILD=build-fuzz FUZZ_PACKAGES=(clang libclang-rt-dev)
 
 usage() {
@@ -20,7 +20,7 @@ usage: ./mt VERB
   demo --target T  The same on cpu or cuda[:sm_90]; without it, on the GPU that is here, else on the CPU.
   test [ARGS]      Builds and runs the tests; ARGS go to ctest (./mt test -R plan). Ends with what was skipped and why.
   test --mutate    Runs the mutants instead: every planted bug must be caught by a named test.
-  build            Installs what is missing and builds into build/; the tools are in build/bin.
+  build [TARGETS]  Installs what is missing and builds the tools, or what is named (all: tests and benches, too), into build/bin.
   bench [NAME...]  Builds and runs the benches in bench/ (all, or those named).
   fuzz [NAME...] [S]  Builds the fuzz targets of tests/fuzz (all, or those named) with clang and sanitizers and runs them
                    for S seconds each (default: 60), as many at a time as there are cores. What they learn stays in
@@ -145,18 +145,15 @@ verb_test() {
 
 verb_bench() {
   local names=("$@") name
-  compile
   if ((${#names[@]} == 0)); then
-    for name in bench/*_bench.cc; do
-      [[ -f $name ]] && names+=("$(basename "$name" .cc)")
-    done
+    for name in bench/*_bench.cc; do names+=("$(basename "$name" .cc)"); done
   fi
-  ((${#names[@]})) || fail 4 "bench/ holds no *_bench.cc"
   for name in "${names[@]}"; do
-    name=${name%_bench}_bench
-    [[ -x $BUILD/bin/$name ]] || fail 2 "there is no bench $name; bench/ holds: $(cd bench && echo *_bench.cc)"
-    run $BUILD/bin/"$name"
+    [[ -f bench/${name%_bench}_bench.cc ]] || fail 2 "there is no bench $name; bench/ holds: $(cd bench && echo *_bench.cc)"
   done
+  names=("${names[@]%_bench}")
+  compile "${TOOLS[@]}" "${names[@]/%/_bench}"  # Benches may run the tools.
+  for name in "${names[@]}"; do run "$BUILD/bin/${name}_bench"; done
 }
 
 # Small files of each kind, in FUZZ_BUILD/seeds/TARGET: those of the tree, and what the tools make.
@@ -318,7 +315,7 @@ verb_demo() {
   done
   [[ -z $text || $text == /* ]] || text=$CALLED_FROM/$text
   [[ -z $text || -e $text ]] || fail 4 "$text: no such file"
-  compile mtc mtrun mtcorpus
+  compile "${TOOLS[@]}"
   mkdir -p $folder
   if [[ -z $text ]]; then
     text=$folder/prose.txt
@@ -356,6 +353,7 @@ main() {
     demo) verb_demo "$@" ;;
     test) verb_test "$@" ;;
     build)
+      (($#)) || set -- "${TOOLS[@]}"
       compile "$@"
       path_line
       ;;
