@@ -9,6 +9,7 @@
 #include <random>
 
 #include "absl/strings/match.h"
+#include "absl/strings/str_format.h"
 #include "absl/strings/str_replace.h"
 #include "ir/base/check.h"
 #include "ir/base/file.h"
@@ -410,6 +411,85 @@ TEST(TokenizerFiles, GiveTheIdsOfOtherLibraries) {
       if (lossless && !absl::StrContains(text, "\xE2\x96\x81")) {
         EXPECT_EQ(tokenizer->Decode(expected).value(), text);
       }
+    }
+  }
+}
+
+// What SentencePiece's BPE says, word for word: of all neighbours whose union is a piece, those of the highest score
+// are merged, the leftmost of equals; over the whole text, without cuts.
+std::vector<int32_t> SlowSentencePiece(const proto::sentencepiece::ModelProto& model, absl::string_view text) {
+  std::map<std::string, int32_t> ids;
+  for (int32_t i = 0; i < model.pieces_size(); ++i) ids[model.pieces(i).piece()] = i;
+  std::vector<std::string> symbols;
+  const std::string escaped = absl::StrCat("\u2581", absl::StrReplaceAll(text, {{" ", "\u2581"}}));
+  for (absl::string_view rest = escaped; !rest.empty();) {
+    const size_t size = static_cast<size_t>(DecodeUtf8(rest).size_bytes);
+    symbols.emplace_back(rest.substr(0, size));
+    rest.remove_prefix(size);
+  }
+  while (true) {
+    size_t best = symbols.size();
+    float score = -1e9f;
+    for (size_t i = 0; i + 1 < symbols.size(); ++i) {
+      const auto found = ids.find(symbols[i] + symbols[i + 1]);
+      if (found == ids.end() || model.pieces(found->second).score() <= score) continue;
+      score = model.pieces(found->second).score();
+      best = i;
+    }
+    if (best == symbols.size()) break;
+    symbols[best] += symbols[best + 1];
+    symbols.erase(symbols.begin() + static_cast<std::ptrdiff_t>(best) + 1);
+  }
+  std::vector<int32_t> out;
+  for (const std::string& symbol : symbols) {
+    if (const auto found = ids.find(symbol); found != ids.end()) {
+      out.push_back(found->second);
+    } else {
+      for (const char c : symbol) out.push_back(ids.at(absl::StrFormat("<0x%02X>", static_cast<uint8_t>(c))));
+    }
+  }
+  return out;
+}
+
+TEST(TokenizerFiles, SentencePieceCutsNothingThatAMergeJoins) {
+  using Piece = proto::sentencepiece::ModelProto::SentencePiece;
+  std::mt19937 random(23);
+  const auto pick = [&](const auto& from) { return std::string(from[random() % std::size(from)]); };
+  // Characters whose last or first bytes collide, and some that stay unknown.
+  const std::vector<std::string> known = {"\u2581", "a",      "b",      "c",      ".",
+                                          "\n",     "\u0105", "\u0205", "\u2580", "\U0001F600"};
+  const std::vector<std::string> all = {" ", " ",  "\u2581", "a",          "b",         "c",
+                                        ".", "\n", "\u0105", "\u0205",     "\u2580",    "x",
+                                        " ", "a",  "\u2582", "\U0001F600", "\U0001F601"};
+  for (int round = 0; round < 30; ++round) {
+    proto::sentencepiece::ModelProto model;
+    std::map<std::string, bool> given;
+    const auto add = [&](const std::string& text, Piece::Type type) {
+      if (given[text]) return;
+      given[text] = true;
+      Piece* piece = model.add_pieces();
+      piece->set_piece(text);
+      piece->set_score(type == Piece::NORMAL ? -static_cast<float>(model.pieces_size()) : 0);
+      piece->set_type(type);
+    };
+    add("<unk>", Piece::UNKNOWN);
+    add("<s>", Piece::CONTROL);
+    add("</s>", Piece::CONTROL);
+    for (int b = 0; b < 256; ++b) add(absl::StrFormat("<0x%02X>", b), Piece::BYTE);
+    for (uint32_t i = 2 + random() % 30; i > 0; --i) {  // In the order of their ranks; the first ones are short.
+      std::string piece = pick(known) + pick(known);
+      while (random() % 3 == 0) piece += pick(known);
+      add(piece, Piece::NORMAL);
+    }
+    for (const std::string& c : known) add(c, Piece::NORMAL);
+    model.mutable_trainer_spec()->set_model_type(proto::sentencepiece::TrainerSpec::BPE);
+    model.mutable_trainer_spec()->set_byte_fallback(true);
+    model.mutable_normalizer_spec()->set_remove_extra_whitespaces(false);
+    ASSERT_OK_AND_ASSIGN(const auto tokenizer, ParseSentencePiece(model.SerializeAsString()));
+    for (int i = 0; i < 40; ++i) {
+      std::string text;
+      for (uint32_t n = 1 + random() % (i % 8 == 0 ? 200 : 30); n > 0; --n) text += pick(all);
+      ASSERT_EQ(tokenizer->Encode(text), SlowSentencePiece(model, text)) << text << "\n" << model.ShortDebugString();
     }
   }
 }

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bitset>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
@@ -37,6 +38,18 @@ uint64_t Pair(int32_t left, int32_t right) {
 }
 int32_t Left(uint64_t pair) { return static_cast<int32_t>(pair >> 32); }
 int32_t Right(uint64_t pair) { return static_cast<int32_t>(pair & 0xFFFFFFFFu); }
+
+// The character at *at, which moves behind it. REQUIRES: valid UTF-8.
+int32_t NextCharacter(absl::string_view text, size_t* at) {
+  const auto byte = [&] { return static_cast<int32_t>(static_cast<uint8_t>(text[(*at)++])); };
+  const int32_t first = byte();
+  if (first < 0x80) return first;
+  int32_t c = first < 0xE0 ? first & 0x1F : first < 0xF0 ? first & 0x0F : first & 0x07;
+  c = c << 6 | (byte() & 0x3F);
+  if (first >= 0xE0) c = c << 6 | (byte() & 0x3F);
+  if (first >= 0xF0) c = c << 6 | (byte() & 0x3F);
+  return c;
+}
 
 // Calls valid(bytes) for each stretch of valid UTF-8 and invalid(bytes) for what lies between, in order.
 template <typename Valid, typename Invalid>
@@ -184,6 +197,7 @@ class BpeTokenizer : public Tokenizer {
         pre_tokenizer_(std::move(pre_tokenizer)),
         characters_(model_.unit != BpeModel::Unit::kByte) {
     byte_ids_.fill(-1);
+    single_ids_.fill(-1);
     const auto add_character = [this](const std::string& text, int32_t id) {
       const Utf8Char c = DecodeUtf8(text);
       if (c.code_point >= 0 && static_cast<size_t>(c.size_bytes) == text.size()) character_ids_[c.code_point] = id;
@@ -219,7 +233,6 @@ class BpeTokenizer : public Tokenizer {
       const auto found = character_ids_.find(c);
       low_ids_[static_cast<size_t>(c)] = found == character_ids_.end() ? kNoToken : found->second;
     }
-    cut_at_spaces_ = characters_;
     absl::flat_hash_map<int32_t, int32_t> ranks;  // Of results.
     by_pair_.Reserve(model_.rules.size());
     for (size_t i = 0; i < model_.rules.size(); ++i) {
@@ -227,12 +240,16 @@ class BpeTokenizer : public Tokenizer {
       int32_t rank = static_cast<int32_t>(i);
       if (model_.rank_by_result) rank = ranks.insert({rule.id, rank}).first->second;
       by_pair_.Add(rule.left, rule.right, {rank, rule.id});
-      const std::string& text = model_.tokens[static_cast<size_t>(rule.id)].text;
-      for (size_t at = 1; cut_at_spaces_ && at < text.size(); ++at) {
-        if (text[at] == ' ' && text[at - 1] != ' ') cut_at_spaces_ = false;  // A merge may cross such a place.
-      }
     }
-    if (characters_) return;
+    if (characters_) {
+      FindJoins();
+      for (size_t b = 0; b < 0x80; ++b) {
+        single_ids_[b] = low_ids_[b];
+        if (low_ids_[b] == kNoToken) single_ids_[b] = unknown_ < 0 && b != ' ' ? byte_ids_[b] : -1;
+      }
+      return;
+    }
+    single_ids_ = byte_ids_;
     by_bytes_.resize(1 << 16);
     for (size_t pair = 0; pair < by_bytes_.size(); ++pair) {
       by_bytes_[pair] = by_pair_.At(byte_ids_[pair >> 8], byte_ids_[pair & 0xFF]);
@@ -273,6 +290,7 @@ class BpeTokenizer : public Tokenizer {
       return rank != other.rank ? rank > other.rank : position > other.position;
     }
   };
+  void FindJoins();
   void EncodeSegment(absl::string_view text, bool prefix, std::vector<int32_t>* ids) const;
   void EncodeCharacters(absl::string_view text, bool prefix, std::vector<int32_t>* ids) const;
   void EncodeWord(absl::string_view word, std::vector<int32_t>* ids) const;
@@ -288,10 +306,11 @@ class BpeTokenizer : public Tokenizer {
   const BpeModel model_;
   const std::unique_ptr<PreTokenizer> pre_tokenizer_;
   const bool characters_;
-  bool cut_at_spaces_;  // Characters: no rule makes a token with a space after something else.
+  std::bitset<1 << 16> joins_;  // Characters: by 256 * byte + next byte, whether a token may hold both. See FindJoins.
   int32_t unknown_ = -1;
   std::array<int32_t, 256> byte_ids_;
-  std::array<int32_t, 0x800> low_ids_;  // character_ids_ of two bytes or fewer.
+  std::array<int32_t, 256> single_ids_;  // Of a word of this byte alone; -1: see EncodeWord.
+  std::array<int32_t, 0x800> low_ids_;   // character_ids_ of two bytes or fewer.
   absl::flat_hash_map<int32_t, int32_t> character_ids_;
   absl::flat_hash_map<std::string, int32_t> whole_words_;
   PairTable by_pair_;
@@ -374,32 +393,48 @@ void BpeTokenizer::EncodeSegment(absl::string_view text, bool prefix, std::vecto
   pre_tokenizer_->Split(text, [&](absl::string_view word) { EncodeWord(word, ids); });
 }
 
-// Words are what merges cannot join: where no token has a space after something else, a space starts one.
+// What no merge joins can be encoded apart: two characters that are neighbours in no rule's result stay in different
+// tokens. Told by the last byte of the one and the first of the other, which says "may be joined" too often, never too
+// seldom.
+void BpeTokenizer::FindJoins() {
+  const auto join = [this](uint8_t left, uint8_t right) { joins_[static_cast<size_t>(left) << 8 | right] = true; };
+  for (int left = 0; left < 256; ++left) {
+    for (int right = 0x80; right < 0xC0; ++right) join(static_cast<uint8_t>(left), static_cast<uint8_t>(right));
+  }
+  for (const BpeModel::Rule& rule : model_.rules) {
+    const std::string& text = model_.tokens[static_cast<size_t>(rule.id)].text;
+    for (size_t i = 1; i < text.size(); ++i) join(static_cast<uint8_t>(text[i - 1]), static_cast<uint8_t>(text[i]));
+  }
+  // U+2581 (E2 96 81) stands for a space.
+  for (size_t byte = 0; byte < 256; ++byte) {
+    if (joins_[byte << 8 | ' ']) joins_[byte << 8 | 0xE2] = true;
+    if (joins_[size_t{' '} << 8 | byte]) joins_[size_t{0x81} << 8 | byte] = true;
+  }
+  if (joins_[size_t{' '} << 8 | ' ']) join(0x81, 0xE2);
+}
+
 void BpeTokenizer::EncodeCharacters(absl::string_view text, bool prefix, std::vector<int32_t>* ids) const {
-  const auto next_word = [&](size_t from) {
-    if (!cut_at_spaces_) return text.size();
-    for (size_t i = std::max(from + 1, size_t{1}); i < text.size(); ++i) {
-      if (text[i] != ' ' || text[i - 1] == ' ') continue;
-      if (i >= 3 && text.substr(i - 3, 3) == "\xE2\x96\x81") continue;  // U+2581.
-      return i;
+  const auto end_of_word = [&](size_t at) {  // Of the word that the byte before `at` belongs to.
+    for (; at < text.size(); ++at) {
+      if (!joins_[static_cast<size_t>(static_cast<uint8_t>(text[at - 1])) << 8 | static_cast<uint8_t>(text[at])]) break;
     }
-    return text.size();
+    return at;
   };
   size_t at = 0;
   if (prefix) {
-    at = next_word(0);
+    if (joins_[size_t{' '} << 8 | static_cast<uint8_t>(text[0])]) at = end_of_word(1);
     EncodeWord(absl::StrCat(" ", text.substr(0, at)), ids);
   }
   while (at < text.size()) {
-    const size_t end = next_word(at);
+    const size_t end = end_of_word(at + 1);
     EncodeWord(text.substr(at, end - at), ids);
     at = end;
   }
 }
 
 void BpeTokenizer::EncodeWord(absl::string_view word, std::vector<int32_t>* ids) const {
-  if (word.size() == 1 && !characters_) {
-    ids->push_back(byte_ids_[static_cast<uint8_t>(word[0])]);
+  if (const int32_t id = single_ids_[static_cast<uint8_t>(word[0])]; word.size() == 1 && id >= 0) {
+    ids->push_back(id);
     return;
   }
   const auto append = [&](const int32_t* first, size_t count) {
@@ -468,10 +503,8 @@ void BpeTokenizer::MergeShortWord(absl::string_view word, std::vector<int32_t>* 
     }
   } else {
     for (size_t i = 0; i < word.size(); ++n) {
-      const Utf8Char c = DecodeUtf8(word.substr(i));
-      symbols[n] = CharacterId(c.code_point);
       begin[n] = static_cast<uint8_t>(i);
-      i += static_cast<size_t>(c.size_bytes);
+      symbols[n] = CharacterId(NextCharacter(word, &i));
     }
     begin[n] = static_cast<uint8_t>(word.size());
     for (size_t i = 0; i + 1 < n; ++i) merges[i] = by_pair_.At(symbols[i], symbols[i + 1]);
@@ -505,10 +538,9 @@ void BpeTokenizer::MergeWord(absl::string_view word, std::vector<int32_t>* ids) 
   symbols_.clear();
   for (size_t i = 0; i < word.size();) {
     const int32_t n = static_cast<int32_t>(symbols_.size());
-    const Utf8Char c = characters_ ? DecodeUtf8(word.substr(i)) : Utf8Char{0, 1, false};
-    const int32_t id = characters_ ? CharacterId(c.code_point) : byte_ids_[static_cast<uint8_t>(word[i])];
-    symbols_.push_back({id, n - 1, n + 1, static_cast<int32_t>(i)});
-    i += static_cast<size_t>(c.size_bytes);
+    const int32_t begin = static_cast<int32_t>(i);
+    const int32_t id = characters_ ? CharacterId(NextCharacter(word, &i)) : byte_ids_[static_cast<uint8_t>(word[i++])];
+    symbols_.push_back({id, n - 1, n + 1, begin});
   }
   symbols_.back().next = -1;
   const auto at = [this](int32_t i) -> Symbol& { return symbols_[static_cast<size_t>(i)]; };
