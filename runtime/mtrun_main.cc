@@ -57,6 +57,8 @@ absl::Status ExportWeights(const proto::PlanProto& plan, const ParsedArgs& args)
   if (args.Has("data")) {
     ASSIGN_OR_RETURN(const Manifest manifest, ReadManifest(args.String("data")));
     RETURN_IF_ERROR(CheckVocabulary(plan, args.positional(0), manifest, args.String("data")));
+    RETURN_IF_ERROR(CheckTrainedTokenizer(absl::StrCat("--init ", init), IdentityBeside(WeightsPath(init)), manifest,
+                                          args.String("data")));
     RETURN_IF_ERROR(LoadCorpusTokenizer(args.String("data"), manifest));
     if (manifest.tokenizer != "char") tokenizer = absl::StrCat(args.String("data"), "/", kTokenizerFile);
   }

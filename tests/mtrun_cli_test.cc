@@ -11,6 +11,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "runtime/data/corpus.h"
 #include "runtime/data/crc32c.h"
 #include "tests/process.h"
@@ -103,6 +104,55 @@ TEST_F(MtrunTest, AnotherVocabularyIsFixedByThePrintedCommand) {
   // The same model, but for the vocabulary.
   const std::string described = Run("mtc inspect mine.plan --text").out;
   EXPECT_THAT(described, AllOf(HasSubstr("[270,32]"), HasSubstr("tiny_char")));
+}
+
+TEST_F(MtrunTest, AnotherTokenizerOfAsManyTokensIsNamedAndRefused) {
+  std::string text = GeneratedText(60);
+  for (char& c : text) c = c == 'e' ? 'Q' : c;
+  folder_->Write("swapped_text", text);
+  ASSERT_EQ(Run("mtcorpus prep --input swapped_text --out swapped --tokenizer char").code, 0);
+  ASSERT_OK_AND_ASSIGN(const Manifest ours, ReadManifest(folder_->Path("corpus")));
+  ASSERT_OK_AND_ASSIGN(const Manifest swapped, ReadManifest(folder_->Path("swapped")));
+  ASSERT_EQ(ours.vocab_size, swapped.vocab_size);
+  const std::string here = absl::StrFormat("%016x", swapped.tokenizer_hash);
+  const std::string there = absl::StrFormat("%016x", ours.tokenizer_hash);
+  ASSERT_NE(here, there);
+
+  // Beside the shards.
+  ASSERT_EQ(Run("cp -r corpus mixed && cp swapped/tokenizer.json mixed").code, 0);
+  ExpectError("mtrun tiny.plan --data mixed --steps 1", 4,
+              AllOf(HasSubstr("mixed/tokenizer.json"), HasSubstr(here), HasSubstr(there), HasSubstr("mtcorpus prep")));
+  ASSERT_EQ(Run("rm mixed/tokenizer.json").code, 0);
+  ExpectError("mtrun tiny.plan --data mixed --steps 1", 4, HasSubstr("mixed/tokenizer.json"));
+
+  // Against the plan's corpus; the printed command mends it.
+  ASSERT_EQ(Run("cp tiny.plan mine.plan").code, 0);
+  const char* run_it = "mtrun mine.plan --data swapped --steps 2";
+  ExpectError(run_it, 4, AllOf(HasSubstr("corpus swapped"), HasSubstr(here), HasSubstr("mine.plan"), HasSubstr(there)));
+  const std::string message = Run(run_it).err;
+  const Outcome fixed = Run(message.substr(message.find("mtc compile")));
+  ASSERT_EQ(fixed.code, 0) << message << fixed.err;
+  EXPECT_EQ(Run(run_it).code, 0);
+
+  // A plan that was compiled for no corpus takes any, but a run keeps to its own.
+  const Outcome compiled =
+      Run(absl::StrCat("mtc compile tiny_char --set layers=1,width=32,heads=2,vocab_size=", ours.vocab_size,
+                       " --batch 4 --seq 32 -o any.plan"));
+  ASSERT_EQ(compiled.code, 0) << compiled.err;
+  ExpectError("mtrun any.plan --schedule tiny.plan:1 --data swapped --steps 3", 4, HasSubstr("plan tiny.plan was"));
+  ASSERT_EQ(Run("mtrun any.plan --data corpus --steps 2 --save-every 1 --out first").code, 0);
+  EXPECT_EQ(Run("mtrun any.plan --data swapped --steps 2").code, 0);
+  ExpectError("mtrun any.plan --data swapped --steps 2 --save-every 1 --out first", 2,
+              AllOf(HasSubstr("tokenizer is char, hash " + there), HasSubstr(here), HasSubstr("--fresh")));
+  for (const char* flag : {"--init first", "--resume first --steps 4", "--init first --generate river"}) {
+    const Outcome refused = Run(absl::StrCat("mtrun any.plan --data swapped ", flag));
+    EXPECT_EQ(refused.code, 4) << flag;
+    EXPECT_THAT(refused.err, AllOf(HasSubstr("first was trained with tokenizer char, hash " + there), HasSubstr(here),
+                                   HasSubstr("mtcorpus prep --tokenizer")))
+        << flag;
+  }
+  EXPECT_EQ(Run("mtrun any.plan --data corpus --init first --steps 1").code, 0);
+  EXPECT_EQ(Run("mtrun any.plan --data swapped --init first/model.safetensors --steps 1").code, 0);
 }
 
 // A token above the vocabulary, under right checksums everywhere.

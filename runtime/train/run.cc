@@ -204,6 +204,8 @@ absl::Status Run::OpenOut() {
     absl::StatusOr<NewestCheckpoint> found = CheckpointAt(args_.String("resume"));
     if (!found.ok()) return Annotate(found.status(), "--resume");
     resume_ = *std::move(found);
+    RETURN_IF_ERROR(CheckTrainedTokenizer(absl::StrCat("--resume ", args_.String("resume")),
+                                          resume_.checkpoint->identity(), manifest_, data_));
   }
   if (args_.Has("eval") || args_.Has("generate")) return absl::OkStatus();
   if (out_.empty()) {
@@ -261,7 +263,11 @@ absl::Status Run::SetStates() {
   if (!args_.Has("init")) return absl::OkStatus();
   const std::string init = args_.String("init");
   if (absl::StartsWith(init, "hf:")) return LoadHuggingFace(*executor_, init.substr(3));
-  return LoadWeights(*executor_, WeightsPath(init));
+  const std::string weights = WeightsPath(init);
+  if (weights != init) {  // A folder of ours, which says what it was trained on.
+    RETURN_IF_ERROR(CheckTrainedTokenizer(absl::StrCat("--init ", init), IdentityBeside(weights), manifest_, data_));
+  }
+  return LoadWeights(*executor_, weights);
 }
 
 absl::Status Run::Measure() {
@@ -663,6 +669,7 @@ absl::Status Run::Execute(proto::PlanProto plan) {
   ASSIGN_OR_RETURN(manifest_, ReadManifest(data_));
   ASSIGN_OR_RETURN(stages_, ReadStages(args_.String("schedule"), plan_path_, std::move(plan)));
   for (const RunStage& stage : stages_) RETURN_IF_ERROR(CheckVocabulary(stage.plan, stage.path, manifest_, data_));
+  RETURN_IF_ERROR(LoadCorpusTokenizer(data_, manifest_).status());
   records_.resize(stages_.size());
   options_ = OptionsFromArgs(args_);
   RETURN_IF_ERROR(PlanSteps());

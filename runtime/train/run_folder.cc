@@ -82,6 +82,34 @@ Json OrNull(const std::optional<T>& value) {
 
 }  // namespace
 
+std::string TokenizerText(const Manifest& manifest) {
+  return absl::StrFormat("%s, hash %016x", manifest.tokenizer, manifest.tokenizer_hash);
+}
+
+absl::Status CheckTrainedTokenizer(const std::string& weights, const nlohmann::json& identity, const Manifest& manifest,
+                                   const std::string& data_folder) {
+  const auto trained = identity.is_object() ? identity.find("tokenizer") : identity.end();
+  const std::string here = TokenizerText(manifest);
+  if (trained == identity.end() || !trained->is_string() || *trained == here) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrCat(weights, " was trained with tokenizer ", trained->get<std::string>(), ", corpus ", data_folder,
+                   " was made with ", here,
+                   "; give --data the corpus that it was trained on, or one made with its "
+                   "tokenizer: mtcorpus prep --tokenizer CORPUS/",
+                   kTokenizerFile));
+}
+
+nlohmann::json IdentityBeside(const std::string& weights_path) {
+  const fs::path folder = fs::path(weights_path).parent_path();
+  for (const char* file : {kSummaryFile, "manifest.json"}) {  // Of a run, of a checkpoint.
+    const absl::StatusOr<std::string> text = ReadFile((folder / file).string(), int64_t{64} << 20);
+    if (!text.ok()) continue;
+    absl::StatusOr<nlohmann::json> json = ParseStrictJson(*text);
+    if (json.ok() && json->is_object() && json->contains("identity")) return (*json)["identity"];
+  }
+  return nullptr;
+}
+
 Json RunIdentity(absl::Span<const RunStage> stages, const Manifest& manifest, const TrainOptions& options) {
   const proto::PlanProto& plan = stages.back().plan;
   const StepScalars& s = options.scalars;
@@ -96,6 +124,7 @@ Json RunIdentity(absl::Span<const RunStage> stages, const Manifest& manifest, co
                    {"seq", fact("sequence")},
                    {"plan", absl::StrFormat("%016x", plan.fingerprint())},
                    {"data", absl::StrFormat("%016x", Fnv1a(manifest.Serialize()))},
+                   {"tokenizer", TokenizerText(manifest)},
                    {"steps", OrNull(options.steps)},
                    {"epochs", OrNull(options.epochs)},
                    {"max-minutes", OrNull(options.max_minutes)},
@@ -181,7 +210,9 @@ absl::StatusOr<std::unique_ptr<RunFolder>> RunFolder::Open(Options options) {
   if (folder->options_.fresh) return folder;
   const nlohmann::json here = folder->options_.identity;
   const auto differs = [&](const nlohmann::json& there) -> absl::Status {
-    const std::vector<std::string> differences = Differences(there, here);
+    nlohmann::json mine = here;
+    if (!there.contains("tokenizer")) mine.erase("tokenizer");  // Of before it was written; "data" tells, too.
+    const std::vector<std::string> differences = Differences(there, mine);
     if (differences.empty()) return absl::OkStatus();
     return absl::InvalidArgumentError(absl::StrCat("--out ", path,
                                                    " holds another run: ", absl::StrJoin(differences, ", "),

@@ -25,6 +25,14 @@ namespace mt {
 // What must be equal for a run to go on: plans, corpus, and every setting that its numbers depend on. A flat object.
 nlohmann::ordered_json RunIdentity(absl::Span<const RunStage> stages, const Manifest& manifest,
                                    const TrainOptions& options);
+// "bpe:32000, hash 0123456789abcdef", as an identity has it.
+std::string TokenizerText(const Manifest& manifest);
+// The tokenizer that `weights` (a flag and its value) were trained with, as their identity says, against the corpus's.
+// An identity of null, or of before tokenizers were written there, is not compared. Errors: FailedPrecondition.
+absl::Status CheckTrainedTokenizer(const std::string& weights, const nlohmann::json& identity, const Manifest& manifest,
+                                   const std::string& data_folder);
+// The identity of the run or checkpoint that has this file of weights; null where nothing beside it says so.
+nlohmann::json IdentityBeside(const std::string& weights_path);
 // What may make a run's bits differ on another machine: versions and devices.
 nlohmann::ordered_json RunEnvironment(const proto::PlanProto& plan, const Backend& backend);
 // "lr is 0.001 there, 0.002 here" for each member that differs.

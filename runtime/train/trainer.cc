@@ -169,8 +169,6 @@ void StepInputs::SetScalars(const StepScalars& scalars) {
 
 absl::Status CheckVocabulary(const proto::PlanProto& plan, const std::string& plan_path, const Manifest& manifest,
                              const std::string& data_folder) {
-  const auto vocab = plan.facts().find("vocab_size");
-  if (vocab == plan.facts().end() || vocab->second == manifest.vocab_size) return absl::OkStatus();
   const auto fact_of = [&](const char* name) {
     const auto at = plan.facts().find(name);
     return at == plan.facts().end() ? 0 : at->second;
@@ -179,20 +177,30 @@ absl::Status CheckVocabulary(const proto::PlanProto& plan, const std::string& pl
     const auto at = plan.notes().find(name);
     return at == plan.notes().end() ? std::string() : at->second;
   };
-  const std::string fact =
-      absl::StrCat("corpus ", data_folder, " has a vocabulary of ", manifest.vocab_size, " tokens (",
-                   manifest.tokenizer, "), plan ", plan_path, " was compiled for ", vocab->second);
-  if (note("shapes") == "fixed") {
-    return absl::FailedPreconditionError(absl::StrCat(
-        fact, ", as its raw graph says; make a corpus of that vocabulary: mtcorpus prep --input TEXT --out ",
-        "DIR --tokenizer bpe:", vocab->second));
+  const int64_t vocab = fact_of("vocab_size");
+  const bool same_size = vocab == 0 || vocab == manifest.vocab_size;
+  const std::string hash = absl::StrFormat("%016x", manifest.tokenizer_hash), planned = note("tokenizer_hash");
+  if (same_size && (planned.empty() || planned == hash)) return absl::OkStatus();
+  const bool fixed = note("shapes") == "fixed";
+  std::string fact;
+  if (!same_size) {
+    fact = absl::StrCat("corpus ", data_folder, " has a vocabulary of ", manifest.vocab_size, " tokens (",
+                        manifest.tokenizer, "), plan ", plan_path, " was compiled for ", vocab);
+    if (fixed) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          fact, ", as its raw graph says; make a corpus of that vocabulary: mtcorpus prep --input TEXT --out ",
+          "DIR --tokenizer bpe:", vocab));
+    }
+  } else {
+    fact = absl::StrCat("corpus ", data_folder, " was made with tokenizer ", manifest.tokenizer, " (hash ", hash,
+                        "), plan ", plan_path, " was compiled for a corpus of another one (hash ", planned, ")");
   }
   const std::string spec = note("spec").empty() ? plan.model() : note("spec"), sets = note("sets");
   return absl::FailedPreconditionError(absl::StrCat(
       fact, "; compile it for the corpus: mtc compile ", ShellQuote(spec), " --data ", ShellQuote(data_folder),
       sets.empty() ? "" : absl::StrCat(" --set ", ShellQuote(sets)),
-      note("optimizer").empty() ? "" : absl::StrCat(" --optimizer ", ShellQuote(note("optimizer"))), " --batch ",
-      fact_of("batch"), " --seq ", fact_of("sequence"),
+      note("optimizer").empty() ? "" : absl::StrCat(" --optimizer ", ShellQuote(note("optimizer"))),
+      fixed ? "" : absl::StrCat(" --batch ", fact_of("batch"), " --seq ", fact_of("sequence")),
       " --passes=", ShellQuote(plan.passes().empty() ? "none" : plan.passes()), " -o ", ShellQuote(plan_path)));
 }
 

@@ -205,8 +205,8 @@ class Trainer {
 // What a run cannot mean as it is asked for: "warmup (200) >= steps (200): the learning rate never reaches its peak".
 std::vector<std::string> TrainWarnings(const TrainOptions& options, int64_t steps, int64_t batch, int64_t sequences);
 
-// The corpus's vocabulary against the plan's. Errors: FailedPrecondition that names both and prints the command that
-// fixes it.
+// The corpus's vocabulary and tokenizer against those that the plan was compiled for; a plan that no corpus was named
+// for fits every tokenizer. Errors: FailedPrecondition that names both and prints the command that fixes it.
 absl::Status CheckVocabulary(const proto::PlanProto& plan, const std::string& plan_path, const Manifest& manifest,
                              const std::string& data_folder);
 
