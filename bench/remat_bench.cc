@@ -8,7 +8,9 @@
 // less than 98 % where the next cheaper candidate was not shown to be larger. bound_gap: seconds of the choice over the
 // Lagrangian bound of the menus at its peak, as a share of the step, the most of all budgets (groups of blocks left
 // out). exact_gap: the same over the menus' optimum, where that can be found: the bound mixes options of a block, which
-// for few blocks no choice can. by_plan_alone: choices left out of both, which the plan, not the model, says are
+// for few blocks no choice can. budget_gap: over the menus' optimum at the budget itself, what the choice's plan leaves
+// unused added to its peak: the spacing of the candidates is in it, and how far plans differ from the model.
+// by_plan_alone: choices left out of both, which the plan, not the model, says are
 // smaller than cheaper ones.
 #include <algorithm>
 #include <chrono>
@@ -98,7 +100,7 @@ absl::Status Measure(const std::string& spec, const Settings& settings) {
 
   int64_t violations = 0, unexplained = 0, exact = 0;
   bool monotone = true;
-  double before = 0, worst_use = 1, gap = 0, exact_gap = 0;
+  double before = 0, worst_use = 1, gap = 0, exact_gap = 0, budget_gap = 0;
   int64_t exact_known = 0, plan_alone = 0;
   const int64_t count = std::max<int64_t>(settings.budgets, 2);
   for (int64_t i = count - 1; i >= 0; --i) {
@@ -134,6 +136,11 @@ absl::Status Measure(const std::string& spec, const Settings& settings) {
     if (!least) continue;
     ++exact_known;
     exact_gap = std::max(exact_gap, (found->choice->seconds - *least) / (step_seconds + *least));
+    const int64_t unused = budget - found->plan.arena_bytes;
+    const std::optional<double> possible =
+        planner->problem().LeastSeconds(found->choice->peak_bytes + unused, kMostStates);
+    if (!possible) continue;
+    budget_gap = std::max(budget_gap, (found->choice->seconds - *possible) / (step_seconds + *possible));
   }
   json["sweep"] = {{"budgets", count},
                    {"violations", violations},
@@ -144,6 +151,7 @@ absl::Status Measure(const std::string& spec, const Settings& settings) {
                    {"bound_gap", gap},
                    {"exact_gap", exact_gap},
                    {"exact_known", exact_known},
+                   {"budget_gap", budget_gap},
                    {"by_plan_alone", plan_alone},
                    {"candidates", planner->candidates().size()},
                    {"planned", planner->planned()},

@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/algorithm/container.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -395,6 +396,16 @@ TEST(RematOptimalityTest, IntegerProgramOverLayers) {
       ASSERT_TRUE(least.has_value());
       EXPECT_NEAR(*least, optimum, 0.0001 * optimum + 1e-9);
     }
+    // None of the candidates could be cheaper at its own peak.
+    int checked = 0;
+    for (size_t i = 1; i < candidates.size() && candidates[i].peak_bytes < candidates[i - 1].peak_bytes; i += 8) {
+      if (absl::c_any_of(candidates[i].group, [](int g) { return g > 0; })) break;
+      const std::optional<double> least = problem.LeastSeconds(candidates[i].peak_bytes, size_t{1} << 16);
+      ASSERT_TRUE(least.has_value());
+      EXPECT_NEAR(candidates[i].seconds, *least, 1e-6 * *least) << i;
+      ++checked;
+    }
+    EXPECT_GE(checked, 5);
   }
   std::remove((path + ".lp").c_str());
   std::remove((path + ".out").c_str());

@@ -27,7 +27,7 @@ absl::StatusOr<std::unique_ptr<RematBudget>> RematBudget::Make(const Module& mod
   const auto start = std::chrono::steady_clock::now();
   std::unique_ptr<RematBudget> budget(new RematBudget(module, graph, roofline, context));
   double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  RETURN_IF_ERROR(budget->PlanNone());
+  RETURN_IF_ERROR(budget->FindLastExtra());
   const auto restart = std::chrono::steady_clock::now();
   budget->candidates_ = budget->problem_.Candidates();
   seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - restart).count();
@@ -36,18 +36,27 @@ absl::StatusOr<std::unique_ptr<RematBudget>> RematBudget::Make(const Module& mod
   return budget;
 }
 
-absl::Status RematBudget::PlanNone() {
+absl::Status RematBudget::FindLastExtra() {
   // The other graphs' part of the arena is the same whatever this one recomputes.
   const std::unique_ptr<Module> others = Others();
   if (!others->graphs().empty()) {
     ASSIGN_OR_RETURN(others_, context_.plan_memory(*others));
   }
-  candidates_ = {problem_.None()};
+  // What the plan has at the last block beyond the model is seen where that is the peak: mostly where nothing is
+  // recomputed, else where the most is.
+  candidates_ = {problem_.None(), problem_.Full()};
+  plans_.resize(2);
+  for (const int64_t i : {0, 1}) {
+    ASSIGN_OR_RETURN(const MemoryPlan plan, PlanOf(i));
+    if (plan.arena_bytes <= others_.arena_bytes) continue;
+    ASSIGN_OR_RETURN(const PeakText peak, PeakOf(i));
+    if (!problem_.IsInLast(peak.node)) continue;
+    const int64_t extra = plan.arena_bytes - plan.persistent_bytes - candidates_[static_cast<size_t>(i)].last_bytes;
+    problem_.set_last_extra_bytes(std::max<int64_t>(extra, 0));
+    break;
+  }
+  candidates_.resize(1);
   plans_.resize(1);
-  ASSIGN_OR_RETURN(const MemoryPlan none, PlanOf(0));
-  // Where nothing is recomputed the last block is the peak: what the plan has there beyond the model.
-  const int64_t extra = none.arena_bytes - none.persistent_bytes - candidates_[0].peak_bytes;
-  if (none.arena_bytes > others_.arena_bytes) problem_.set_last_extra_bytes(std::max<int64_t>(extra, 0));
   return absl::OkStatus();
 }
 

@@ -50,7 +50,7 @@ class RematBudget {
   std::unique_ptr<Module> States() const;
   std::unique_ptr<Module> Others() const;  // The module's other graphs.
   absl::StatusOr<std::unique_ptr<Module>> ModuleOf(size_t candidate);
-  absl::Status PlanNone();
+  absl::Status FindLastExtra();
   absl::Status Prepare();
   absl::Status PlanAll(size_t first, size_t last);
   absl::Status PrepareGrouped();

@@ -235,12 +235,16 @@ class MenuMaker {
       size_t key = 2 * (keyed.size() + 1);
       const auto is_optimizer = [](const Use& use) { return use.node->phase() == Phase::kOptimizer; };
       if (std::all_of(node->uses().begin(), node->uses().end(), is_optimizer)) {
+        // A gradient that comes in is there from the start.
         size_t after = 0;
+        bool follows = false;
         for (const Value& operand : node->operands()) {
-          const auto at = key_of.find(BehindViews(operand).node);
+          const Node* producer = BehindViews(operand).node;
+          follows = follows || (!producer->is_input() && producer->phase() != Phase::kForward);
+          const auto at = key_of.find(producer);
           if (at != key_of.end()) after = std::max(after, at->second);
         }
-        if (after > 0) key = after + 1;
+        if (follows) key = after + 1;
       }
       key_of[node] = key;
       keyed.push_back({key, node});

@@ -2,9 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <iterator>
 #include <limits>
-#include <map>
 #include <optional>
 #include <tuple>
 #include <utility>
@@ -20,72 +18,10 @@ namespace {
 
 size_t At(int64_t i) { return static_cast<size_t>(i); }
 
-constexpr int64_t kMaxSteps = 600'000;  // Transitions of the layer DP, about 50 ns each.
-constexpr size_t kHullBlocks = 8;       // From more blocks on, mixtures of few options come as near.
+constexpr int64_t kMaxSteps = 4'000'000;  // Transitions of the layer DP, a few ns each.
+constexpr size_t kMinCells = 512, kMaxCells = 16384;
 constexpr size_t kMaxCandidates = 384;
 constexpr double kSameSeconds = 1.005;  // Seconds of candidates that may stand for each other.
-
-// The chain decided up to some block: bytes held for the backward pass, the most bytes of any block's backward pass
-// so far, seconds recomputed.
-struct ChainState {
-  int64_t saved = 0, peak = 0;
-  double seconds = 0;
-  int parent = -1, option = 0;
-};
-
-// Leaves out states that are worse in all three, then thins to about `limit`: the cheapest in each cell of a grid.
-void Prune(std::vector<ChainState>& states, size_t limit) {
-  std::sort(states.begin(), states.end(), [](const ChainState& a, const ChainState& b) {
-    return std::make_tuple(a.seconds, a.saved, a.peak, a.parent, a.option) <
-           std::make_tuple(b.seconds, b.saved, b.peak, b.parent, b.option);
-  });
-  std::map<int64_t, int64_t> least_peak;  // By saved bytes; falls as they rise.
-  size_t kept = 0;
-  for (const ChainState& state : states) {
-    auto at = least_peak.upper_bound(state.saved);
-    if (at != least_peak.begin() && std::prev(at)->second <= state.peak) continue;
-    while (at != least_peak.end() && at->second >= state.peak) at = least_peak.erase(at);
-    least_peak[state.saved] = state.peak;
-    states[kept++] = state;
-  }
-  states.resize(kept);
-  if (kept <= limit) return;
-  int64_t low_saved = states[0].saved, high_saved = low_saved, low_peak = states[0].peak, high_peak = low_peak;
-  for (const ChainState& state : states) {
-    low_saved = std::min(low_saved, state.saved);
-    high_saved = std::max(high_saved, state.saved);
-    low_peak = std::min(low_peak, state.peak);
-    high_peak = std::max(high_peak, state.peak);
-  }
-  const double side = std::sqrt(static_cast<double>(limit));
-  const auto cell = [&](int64_t value, int64_t low, int64_t high) {
-    return high == low ? 0
-                       : static_cast<int>(static_cast<double>(value - low) / static_cast<double>(high - low) * side);
-  };
-  absl::flat_hash_set<std::pair<int, int>> taken;
-  kept = 0;
-  for (const ChainState& state : states) {
-    const bool is_extreme = state.saved == low_saved || state.peak == low_peak;
-    if (!taken.insert({cell(state.saved, low_saved, high_saved), cell(state.peak, low_peak, high_peak)}).second &&
-        !is_extreme) {
-      continue;
-    }
-    states[kept++] = state;
-  }
-  states.resize(kept);
-}
-
-// At most `limit` options of a menu, evenly over it, with the first and the last.
-std::vector<const RematOption*> Thinned(const RematMenu& menu, size_t limit) {
-  std::vector<const RematOption*> thinned;
-  const size_t n = menu.options.size();
-  for (size_t i = 0; i < n; ++i) {
-    if (n <= limit || i * (limit - 1) / (n - 1) != (i - 1) * (limit - 1) / (n - 1) || i == 0) {
-      thinned.push_back(&menu.options[i]);
-    }
-  }
-  return thinned;
-}
 
 }  // namespace
 
@@ -132,7 +68,8 @@ void RematProblem::SetTotals(Assignment& assignment, absl::Span<const int> group
   for (size_t b = 0; b < n; ++b) {
     const RematOption& option = *assignment.options[b];
     assignment.seconds += option.seconds;
-    assignment.peak_bytes = std::max(assignment.peak_bytes, held + in_group + PeakOf(b, option));
+    assignment.last_bytes = held + in_group + PeakOf(b, option);
+    assignment.peak_bytes = std::max(assignment.peak_bytes, assignment.last_bytes);
     const bool inside = !group.empty() && group[b] > 0 && b + 1 < n && group[b + 1] == group[b];
     if (inside) {
       assignment.seconds += menu(static_cast<int>(b)).forward_seconds;
@@ -150,9 +87,16 @@ RematChoice RematProblem::ChoiceOf(Assignment assignment) const {
                      .group = std::vector<int>(chain_.blocks.size(), 0),
                      .keep_shared = assignment.keep_shared,
                      .seconds = assignment.seconds,
-                     .peak_bytes = assignment.peak_bytes};
+                     .peak_bytes = assignment.peak_bytes,
+                     .last_bytes = assignment.last_bytes};
   for (const RematOption* option : assignment.options) choice.kept.push_back(option->kept);
   return choice;
+}
+
+bool RematProblem::IsInLast(absl::string_view node) const {
+  if (chain_.blocks.empty()) return false;
+  const std::vector<Node*>& last = chain_.blocks.back().backward;
+  return std::any_of(last.begin(), last.end(), [&](const Node* n) { return n->name() == node; });
 }
 
 RematChoice RematProblem::Free() const {
@@ -175,148 +119,124 @@ RematChoice RematProblem::None() const {
   return choice;
 }
 
-void RematProblem::AddByLayerDp(std::vector<Assignment>& found) const {
+std::vector<std::vector<RematProblem::Tail>> RematProblem::BestTails() const {
   const size_t n = chain_.blocks.size();
-  const size_t menu_limit = n <= 8 ? 64 : 24;
-  std::vector<std::vector<const RematOption*>> menus;
-  for (const RematMenu& menu : menus_) menus.push_back(Thinned(menu, menu_limit));
-  const int64_t max_steps = n > kHullBlocks ? kMaxSteps / 3 : kMaxSteps;
-  const size_t state_limit = At(std::clamp<int64_t>(max_steps / static_cast<int64_t>(n * menu_limit), 64, 4096));
-
-  std::vector<std::vector<ChainState>> layers(n + 1);
-  layers[0].push_back({.saved = shared_bytes_, .option = 1});
-  if (shared_bytes_ > 0) layers[0].push_back({.seconds = shared_seconds_, .option = 0});
+  const int64_t most = None().peak_bytes;
+  std::vector<int64_t> least_saved(n + 1, 0);  // By the blocks before.
   for (size_t b = 0; b < n; ++b) {
-    const std::vector<const RematOption*>& options = menus[At(chain_.blocks[b].kind)];
-    std::vector<ChainState>& next = layers[b + 1];
-    for (size_t s = 0; s < layers[b].size(); ++s) {
-      const ChainState& state = layers[b][s];
-      for (size_t o = 0; o < options.size(); ++o) {
-        const RematOption& option = *options[o];
-        next.push_back({.saved = state.saved + option.saved_bytes,
-                        .peak = std::max(state.peak, state.saved + PeakOf(b, option)),
-                        .seconds = state.seconds + option.seconds,
-                        .parent = static_cast<int>(s),
-                        .option = static_cast<int>(o)});
-      }
-    }
-    Prune(next, state_limit);
+    const std::vector<RematOption>& options = menu(static_cast<int>(b)).options;
+    least_saved[b + 1] =
+        least_saved[b] + std::min_element(options.begin(), options.end(), [](const auto& x, const auto& y) {
+                           return x.saved_bytes < y.saved_bytes;
+                         })->saved_bytes;
   }
-  for (const ChainState& state : layers[n]) {
-    Assignment assignment{.options = std::vector<const RematOption*>(n)};
-    const ChainState* at = &state;
-    for (size_t b = n; b > 0; --b) {
-      assignment.options[b - 1] = menus[At(chain_.blocks[b - 1].kind)][At(at->option)];
-      at = &layers[b - 1][At(at->parent)];
-    }
-    assignment.keep_shared = at->option == 1;
-    assignment.seconds = state.seconds;
-    assignment.peak_bytes = state.peak;
-    found.push_back(std::move(assignment));
-  }
-}
-
-void RematProblem::AddByHull(std::vector<Assignment>& found) const {
-  const size_t n = chain_.blocks.size();
-  std::vector<int64_t> peaks;
-  for (const RematMenu& menu : menus_) {
-    for (const RematOption& option : menu.options) peaks.push_back(option.peak_bytes);
-  }
-  std::sort(peaks.begin(), peaks.end());
-  for (const int quarter : {1, 2, 3, 4}) {
-    const int64_t limit = peaks[(peaks.size() - 1) * At(quarter) / 4];
-    // The lower hull of seconds over saved bytes of each menu, without options whose own peak is above the limit.
-    struct Step {
-      double slope;  // Seconds for a byte.
-      size_t kind;
-      const RematOption* to;
+  std::vector<std::vector<Tail>> tails(n + 1);
+  tails[n].push_back({.live = std::numeric_limits<int64_t>::min() / 2});
+  std::vector<std::optional<Tail>> cells;
+  for (size_t b = n; b-- > 0;) {
+    const std::vector<Tail>& behind = tails[b + 1];
+    const auto live_of = [&](const RematOption& option, const Tail& tail) {
+      return std::max(PeakOf(b, option), option.saved_bytes + tail.live);
     };
-    std::vector<Step> steps;
-    std::vector<const RematOption*> start;
-    for (size_t kind = 0; kind < menus_.size(); ++kind) {
-      std::vector<const RematOption*> hull;
-      for (const RematOption& option : menus_[kind].options) {  // By seconds.
-        if (option.peak_bytes > limit && &option != &menus_[kind].options[0]) continue;
-        if (!hull.empty() && option.saved_bytes >= hull.back()->saved_bytes) continue;
-        const auto slope = [](const RematOption& from, const RematOption& to) {
-          return (to.seconds - from.seconds) / static_cast<double>(from.saved_bytes - to.saved_bytes);
-        };
-        while (hull.size() > 1 && slope(*hull[hull.size() - 2], *hull.back()) >= slope(*hull.back(), option)) {
-          hull.pop_back();
-        }
-        hull.push_back(&option);
-      }
-      start.push_back(hull[0]);
-      for (size_t i = 1; i < hull.size(); ++i) {
-        steps.push_back({(hull[i]->seconds - hull[i - 1]->seconds) /
-                             static_cast<double>(hull[i - 1]->saved_bytes - hull[i]->saved_bytes),
-                         kind, hull[i]});
+    // What is no better than another option even where the blocks behind take the least has no use here.
+    std::vector<const RematOption*> options;
+    for (const RematOption& option : menu(static_cast<int>(b)).options) {  // By seconds.
+      const bool worse = std::any_of(options.begin(), options.end(), [&](const RematOption* other) {
+        return other->saved_bytes <= option.saved_bytes && live_of(*other, behind[0]) <= live_of(option, behind[0]);
+      });
+      if (!worse) options.push_back(&option);
+    }
+    // The least first: it stays whatever it costs.
+    Tail least{.live = std::numeric_limits<int64_t>::max()};
+    for (const RematOption* option : options) {
+      const Tail tail{live_of(*option, behind[0]), behind[0].seconds + option->seconds, 0, option};
+      if (tail.live < least.live) least = tail;
+    }
+    const int64_t range = std::max<int64_t>(most - least_saved[b] - least.live, 0);
+    const size_t count = std::clamp(At(kMaxSteps) / (n * options.size()), kMinCells, kMaxCells);
+    const double scale = static_cast<double>(count - 1) / static_cast<double>(std::max<int64_t>(range, 1));
+    cells.assign(count, std::nullopt);
+    for (const RematOption* option : options) {
+      for (size_t t = 0; t < behind.size(); ++t) {
+        const Tail tail{live_of(*option, behind[t]), behind[t].seconds + option->seconds, static_cast<int>(t), option};
+        if (tail.live - least.live > range) break;  // `behind` is sorted.
+        std::optional<Tail>& cell = cells[static_cast<size_t>(static_cast<double>(tail.live - least.live) * scale)];
+        if (!cell || std::tie(tail.seconds, tail.live) < std::tie(cell->seconds, cell->live)) cell = tail;
       }
     }
-    std::stable_sort(steps.begin(), steps.end(), [](const Step& a, const Step& b) { return a.slope < b.slope; });
-    for (const bool from_the_end : {false, true}) {
-      Assignment at;
-      for (const RematBlock& block : chain_.blocks) at.options.push_back(start[At(block.kind)]);
-      at.keep_shared = shared_bytes_ == 0;
-      for (const Step& step : steps) {
-        for (size_t i = 0; i < n; ++i) {
-          const size_t b = from_the_end ? n - 1 - i : i;
-          if (At(chain_.blocks[b].kind) != step.kind) continue;
-          at.options[b] = step.to;
-          SetTotals(at, {});
-          found.push_back(at);
-        }
-      }
+    std::vector<Tail>& here = tails[b];
+    here.push_back(least);
+    for (const std::optional<Tail>& cell : cells) {
+      if (!cell || cell->seconds >= here.back().seconds) continue;
+      if (cell->live == here.back().live) here.pop_back();
+      here.push_back(*cell);
     }
   }
+  return tails;
 }
 
 std::vector<RematChoice> RematProblem::Candidates() const {
-  std::vector<Assignment> found;
-  AddByLayerDp(found);
-  if (chain_.blocks.size() > kHullBlocks) AddByHull(found);
-  std::sort(found.begin(), found.end(), [](const Assignment& a, const Assignment& b) {
-    return std::make_pair(a.seconds, a.peak_bytes) < std::make_pair(b.seconds, b.peak_bytes);
+  const size_t n = chain_.blocks.size();
+  if (n == 0) return {None()};
+  const std::vector<std::vector<Tail>> tails = BestTails();
+  struct Found {
+    double seconds;
+    int64_t peak_bytes;
+    const Tail* tail;
+    bool keep_shared;
+  };
+  std::vector<Found> found;
+  for (const Tail& tail : tails[0]) {
+    found.push_back({tail.seconds, shared_bytes_ + tail.live, &tail, true});
+    if (shared_bytes_ > 0) found.push_back({shared_seconds_ + tail.seconds, tail.live, &tail, false});
+  }
+  std::sort(found.begin(), found.end(), [](const Found& a, const Found& b) {
+    return std::tie(a.seconds, a.peak_bytes) < std::tie(b.seconds, b.peak_bytes);
   });
+  const auto assignment_of = [&](const Found& choice) {
+    Assignment assignment{.keep_shared = choice.keep_shared};
+    const Tail* tail = choice.tail;
+    for (size_t b = 0; b < n; ++b) {
+      assignment.options.push_back(tail->option);
+      tail = &tails[b + 1][At(tail->behind)];
+    }
+    return assignment;
+  };
   // By seconds, each with a lower peak than all cheaper ones. None() comes first: it costs nothing.
   std::vector<RematChoice> candidates = {None()};
-  int64_t lowest = candidates[0].peak_bytes;
-  for (const Assignment& assignment : found) lowest = std::min(lowest, assignment.peak_bytes);
-  const int64_t step = (candidates[0].peak_bytes - lowest) / static_cast<int64_t>(kMaxCandidates);
-  const auto add = [&](const Assignment& assignment) {
-    RematChoice choice{.kept = {},
-                       .group = std::vector<int>(chain_.blocks.size(), 0),
-                       .keep_shared = assignment.keep_shared,
-                       .seconds = assignment.seconds,
-                       .peak_bytes = assignment.peak_bytes};
-    for (const RematOption* option : assignment.options) choice.kept.push_back(option->kept);
-    candidates.push_back(std::move(choice));
+  const Found& lowest = *std::min_element(found.begin(), found.end(),
+                                          [](const Found& a, const Found& b) { return a.peak_bytes < b.peak_bytes; });
+  const int64_t step = (candidates[0].peak_bytes - lowest.peak_bytes) / static_cast<int64_t>(kMaxCandidates);
+  const auto add = [&](const Found& choice) {
+    candidates.push_back(ChoiceOf(assignment_of(choice)));
+    candidates.back().seconds = choice.seconds;  // Not added up in another order.
   };
   // Passed over, as its peak is hardly below that of the candidate before: the first such, and the last.
-  const Assignment *first_passed = nullptr, *last_passed = nullptr;
-  for (const Assignment& assignment : found) {
-    if (assignment.seconds <= 0) continue;
-    if (assignment.peak_bytes >= (last_passed != nullptr ? last_passed->peak_bytes : candidates.back().peak_bytes)) {
+  const Found *first_passed = nullptr, *last_passed = nullptr;
+  for (const Found& choice : found) {
+    if (choice.seconds <= 0) continue;
+    if (choice.peak_bytes >= (last_passed != nullptr ? last_passed->peak_bytes : candidates.back().peak_bytes)) {
       continue;
     }
     // What comes next is no stand-in for it where it takes more time.
-    if (first_passed != nullptr && assignment.seconds > kSameSeconds * first_passed->seconds) {
+    if (first_passed != nullptr && choice.seconds > kSameSeconds * first_passed->seconds) {
       add(*last_passed);
       first_passed = last_passed = nullptr;
     }
-    if (assignment.peak_bytes > lowest && candidates.back().peak_bytes - assignment.peak_bytes < step) {
-      if (first_passed == nullptr) first_passed = &assignment;
-      last_passed = &assignment;
+    if (choice.peak_bytes > lowest.peak_bytes && candidates.back().peak_bytes - choice.peak_bytes < step) {
+      if (first_passed == nullptr) first_passed = &choice;
+      last_passed = &choice;
     } else {
-      add(assignment);
+      add(choice);
       first_passed = last_passed = nullptr;
     }
   }
-  const auto lower = [](const Assignment& a, const Assignment& b) { return a.peak_bytes < b.peak_bytes; };
   // By the plan, keeping the blocks' inputs alone may be smaller than the model says.
   const RematChoice full = Full();
   if (full.seconds > candidates.back().seconds) candidates.push_back(full);
-  AddGroups(*std::min_element(found.begin(), found.end(), lower), candidates);
+  Assignment smallest = assignment_of(lowest);
+  SetTotals(smallest, {});
+  AddGroups(smallest, candidates);
   return candidates;
 }
 
@@ -352,7 +272,8 @@ void RematProblem::AddGroups(const Assignment& lowest, std::vector<RematChoice>&
                            .group = std::move(group),
                            .keep_shared = false,
                            .seconds = assignment.seconds,
-                           .peak_bytes = assignment.peak_bytes};
+                           .peak_bytes = assignment.peak_bytes,
+                           .last_bytes = assignment.last_bytes};
         for (const RematOption* option : assignment.options) choice.kept.push_back(option->kept);
         grouped.push_back(std::move(choice));
       }

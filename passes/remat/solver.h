@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 #include "ir/cost.h"
 #include "ir/graph.h"
@@ -25,6 +26,7 @@ struct RematChoice {
   bool keep_shared = true;  // Constants that several blocks read.
   double seconds = 0;       // Of what is recomputed.
   int64_t peak_bytes = 0;   // By the model: states, inputs and workspaces left out. The plan has the last word.
+  int64_t last_bytes = 0;   // The same in the last block's backward pass.
 };
 
 // The blocks of a graph with their menus: what there is to choose from.
@@ -40,7 +42,9 @@ class RematProblem {
   // Bytes of the gradients that wait for the optimizer when the backward pass of `block` begins.
   int64_t growth_after(int block) const { return growth_after_[static_cast<size_t>(block)]; }
 
-  // What the plan takes at the last block (head and loss) beyond what menus know: workspaces.
+  // Whether a node of that name is in the backward pass of the last block: head and loss.
+  bool IsInLast(absl::string_view node) const;
+  // What the plan takes there beyond what menus know: workspaces.
   void set_last_extra_bytes(int64_t bytes) { last_extra_bytes_ = bytes; }
 
   RematChoice None() const;  // Nothing is recomputed.
@@ -63,7 +67,7 @@ class RematProblem {
     std::vector<const RematOption*> options;
     bool keep_shared = true;
     double seconds = 0;
-    int64_t peak_bytes = 0;
+    int64_t peak_bytes = 0, last_bytes = 0;
   };
 
   // Of the block's backward pass, without what earlier blocks hold.
@@ -73,10 +77,17 @@ class RematProblem {
   // `group` as RematChoice::group; empty: no groups.
   void SetTotals(Assignment& assignment, absl::Span<const int> group) const;
   RematChoice ChoiceOf(Assignment assignment) const;
-  // Block after block, the best states: near the best of all assignments while blocks are few.
-  void AddByLayerDp(std::vector<Assignment>& found) const;
-  // Along the lower hulls of the menus, one block after the other taking the next cheapest step.
-  void AddByHull(std::vector<Assignment>& found) const;
+  // Chosen from some block to the end.
+  struct Tail {
+    int64_t live = 0;  // The most bytes in any of their backward passes, but for what the blocks before hold.
+    double seconds = 0;
+    int behind = 0;                       // Of the tails that begin one block later.
+    const RematOption* option = nullptr;  // Of the first block.
+  };
+  // By block: the tails from there on of which none is worse in live bytes and seconds, by live bytes. As what the
+  // blocks before hold lies under all of them alike, no better choice is lost, but among those whose live bytes differ
+  // by less than a cell of a fine grid, where the cheapest stays.
+  std::vector<std::vector<Tail>> BestTails() const;
   // `lowest`: the smallest peak without groups.
   void AddGroups(const Assignment& lowest, std::vector<RematChoice>& candidates) const;
 
