@@ -8,6 +8,8 @@
 #include <array>
 #include <cmath>
 #include <filesystem>
+#include <functional>
+#include <future>
 #include <map>
 #include <memory>
 #include <numeric>
@@ -40,6 +42,8 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* kSplitNames[] = {"train", "val", "test"};
+constexpr size_t kBatchBytes = size_t{4} << 20;  // Of text that is encoded at once.
+constexpr size_t kBatchParts = size_t{1} << 16;
 constexpr uint64_t kShuffleStream = uint64_t{1} << 63;  // Epochs of the reader count from 0.
 
 const char* Name(DocumentMode mode) {
@@ -290,6 +294,26 @@ absl::StatusOr<TokenStatistics> MeasureSplit(const CorpusReader& reader,
 
 namespace {
 
+// Parts of documents, in their order.
+struct Batch {
+  enum class Kind : uint8_t { kStart, kMore, kEnd };  // Of a document.
+  struct Part {
+    Kind kind;
+    size_t text_end, ids_end;  // It begins where the one before it ends.
+  };
+  void Clear() {
+    text.clear();
+    ids.clear();
+    parts.clear();
+  }
+  bool IsFull() const {
+    return text.size() >= kBatchBytes || ids.size() >= kBatchBytes / 4 || parts.size() >= kBatchParts;
+  }
+  std::string text;
+  std::vector<int32_t> ids;
+  std::vector<Part> parts;
+};
+
 // One call of PrepareCorpus.
 class Preparation {
  public:
@@ -330,7 +354,14 @@ class Preparation {
   bool IsWritten();
   absl::Status BeginWriting();
   absl::Status WriteSplit(int64_t split, int64_t documents, int64_t first_document);
-  absl::Status WriteDocument(int64_t document, SplitWriter* writer);
+  absl::Status ReadParts(int64_t document, const std::function<absl::Status()>& turn, Batch* batch);
+  void Encode(Batch* batch) const;
+  absl::Status WritePart(Batch::Kind kind, absl::string_view text, absl::Span<const int32_t> ids, SplitWriter* writer);
+  absl::Status WriteBatch(const Batch& batch, SplitWriter* writer);
+  void BeginDocument() {
+    words_ = WordCounter();
+    part_ = first_part_ = progress_.part = 0;
+  }
   absl::Status Count();
   absl::Status Save() {
     RETURN_IF_ERROR(WriteProgress(options_.output, progress_));
@@ -361,7 +392,11 @@ class Preparation {
   int64_t size_ = 0;                // Bytes of text, or tokens.
   int64_t done_ = 0;
   std::unique_ptr<Permutation> order_;
-  std::vector<int32_t> ids_;
+  std::vector<int32_t> ids_;  // Of ReadParts.
+  // Of the document that is being written.
+  WordCounter words_;
+  int64_t part_ = 0;
+  int64_t first_part_ = 0;  // Of those that are not in shards yet.
 };
 
 absl::Status Preparation::Lock() {
@@ -542,56 +577,86 @@ absl::Status Preparation::BeginWriting() {
   return Save();
 }
 
-// Parts that shards hold already are passed over; of the first other one, as many tokens as they have.
-absl::Status Preparation::WriteDocument(int64_t document, SplitWriter* writer) {
-  SplitInfo& info = writer->info();
-  WordCounter words;
-  bool continued = false;
-  int64_t part = 0;
-  const int64_t first_part = std::exchange(progress_.part, 0);
-  const auto write = [&](absl::string_view text, absl::Span<const int32_t> ids) -> absl::Status {
-    const int64_t first_token = part == first_part ? std::exchange(progress_.token, 0) : 0;
-    if (first_token > static_cast<int64_t>(ids.size())) {
-      return absl::FailedPreconditionError("the input was changed while it was read");
-    }
-    progress_.part = part;
-    progress_.token = first_token;
-    const absl::Span<const int32_t> left = ids.subspan(static_cast<size_t>(first_token));
-    RETURN_IF_ERROR(writer->Append(left));
-    progress_.token = 0;
-    ++part;
-    info.bytes += static_cast<int64_t>(text.size());
-    info.words += words.Count(text);
-    if (tokenizer_->unknown() >= 0) progress_.unknown += std::count(ids.begin(), ids.end(), tokenizer_->unknown());
-    done_ += static_cast<int64_t>(text.size());
-    if (options_.progress) options_.progress("writing", std::min(done_, size_), size_);
-    return absl::OkStatus();
-  };
-  const auto is_written = [&](absl::string_view text) {
-    if (part >= first_part) return false;
-    words.Count(text);
-    ++part;
-    return true;
+// Adds one document. Where a document is long, or the batch full, calls `turn`, which takes the batch away.
+absl::Status Preparation::ReadParts(int64_t document, const std::function<absl::Status()>& turn, Batch* batch) {
+  const auto add = [&](Batch::Kind kind) -> absl::Status {
+    batch->parts.push_back({kind, batch->text.size(), batch->ids.size()});
+    return batch->IsFull() ? turn() : absl::OkStatus();
   };
   if (tokens_ != nullptr) {
     tokens_->Read(document, &ids_);
     ASSIGN_OR_RETURN(const std::string text, tokenizer_->Decode(ids_));
-    if (!is_written(text)) RETURN_IF_ERROR(write(text, ids_));
-  } else {
-    RETURN_IF_ERROR(source_->ReadDocument(document, [&](absl::string_view text) {
-      const bool first = !std::exchange(continued, true);
-      if (is_written(text)) return absl::OkStatus();
-      ids_.clear();
-      tokenizer_->EncodePart(text, !first, &ids_);
-      return write(text, ids_);
-    }));
+    batch->text += text;
+    batch->ids.insert(batch->ids.end(), ids_.begin(), ids_.end());
+    RETURN_IF_ERROR(add(Batch::Kind::kStart));
+    batch->ids.push_back(tokenizer_->end_of_document());
+    return add(Batch::Kind::kEnd);
   }
-  RETURN_IF_ERROR(write("", {tokenizer_->end_of_document()}));
+  Batch::Kind kind = Batch::Kind::kStart;
+  RETURN_IF_ERROR(source_->ReadDocument(document, [&](absl::string_view text) {
+    batch->text.append(text.data(), text.size());
+    return add(std::exchange(kind, Batch::Kind::kMore));
+  }));
+  return add(Batch::Kind::kEnd);
+}
+
+void Preparation::Encode(Batch* batch) const {
+  if (tokens_ != nullptr) return;
+  size_t begin = 0;
+  for (Batch::Part& part : batch->parts) {
+    const absl::string_view text = absl::string_view(batch->text).substr(begin, part.text_end - begin);
+    if (part.kind == Batch::Kind::kEnd) {
+      batch->ids.push_back(tokenizer_->end_of_document());
+    } else {
+      tokenizer_->EncodePart(text, part.kind == Batch::Kind::kMore, &batch->ids);
+    }
+    part.ids_end = batch->ids.size();
+    begin = part.text_end;
+  }
+}
+
+// Parts that shards hold already are passed over; of the first other one, as many tokens as they have.
+absl::Status Preparation::WritePart(Batch::Kind kind, absl::string_view text, absl::Span<const int32_t> ids,
+                                    SplitWriter* writer) {
+  SplitInfo& info = writer->info();
+  const int64_t words = words_.Count(text);
+  if (part_ < first_part_ && kind != Batch::Kind::kEnd) {
+    ++part_;
+    return absl::OkStatus();
+  }
+  const int64_t first_token = part_ == first_part_ ? std::exchange(progress_.token, 0) : 0;
+  if (part_ < first_part_ || first_token > static_cast<int64_t>(ids.size())) {
+    return absl::FailedPreconditionError("the input was changed while it was read");
+  }
+  progress_.part = part_;
+  progress_.token = first_token;
+  RETURN_IF_ERROR(writer->Append(ids.subspan(static_cast<size_t>(first_token))));
+  progress_.token = 0;
+  ++part_;
+  info.bytes += static_cast<int64_t>(text.size());
+  info.words += words;
+  if (tokenizer_->unknown() >= 0) progress_.unknown += std::count(ids.begin(), ids.end(), tokenizer_->unknown());
+  done_ += static_cast<int64_t>(text.size());
+  if (options_.progress) options_.progress("writing", std::min(done_, size_), size_);
+  if (kind != Batch::Kind::kEnd) return absl::OkStatus();
   ++info.documents;
-  progress_.part = 0;
+  ++progress_.document;
+  BeginDocument();
   return absl::OkStatus();
 }
 
+absl::Status Preparation::WriteBatch(const Batch& batch, SplitWriter* writer) {
+  size_t text = 0, ids = 0;
+  for (const Batch::Part& part : batch.parts) {
+    RETURN_IF_ERROR(WritePart(part.kind, absl::string_view(batch.text).substr(text, part.text_end - text),
+                              absl::MakeConstSpan(batch.ids).subspan(ids, part.ids_end - ids), writer));
+    text = part.text_end;
+    ids = part.ids_end;
+  }
+  return absl::OkStatus();
+}
+
+// While one batch is encoded by a thread of its own, the one before it is written and the next one read.
 absl::Status Preparation::WriteSplit(int64_t split, int64_t documents, int64_t first_document) {
   SplitWriter* at = nullptr;
   int64_t first_token = 0;
@@ -605,9 +670,22 @@ absl::Status Preparation::WriteSplit(int64_t split, int64_t documents, int64_t f
     return absl::OkStatus();
   });
   at = &writer;
-  for (; progress_.document < documents; ++progress_.document) {
-    RETURN_IF_ERROR(WriteDocument((*order_)(first_document + progress_.document), &writer));
+  Batch read, encoded;
+  std::future<void> encoder;  // Of `encoded`; ends before that does.
+  const auto turn = [&]() -> absl::Status {
+    if (encoder.valid()) encoder.get();
+    std::swap(read, encoded);
+    encoder = std::async(std::launch::async | std::launch::deferred, [&] { Encode(&encoded); });
+    RETURN_IF_ERROR(WriteBatch(read, &writer));
+    read.Clear();
+    return absl::OkStatus();
+  };
+  first_part_ = progress_.part;
+  for (int64_t document = progress_.document; document < documents; ++document) {
+    RETURN_IF_ERROR(ReadParts((*order_)(first_document + document), turn, &read));
   }
+  RETURN_IF_ERROR(turn());
+  RETURN_IF_ERROR(turn());
   ASSIGN_OR_RETURN(written, writer.Finish());
   progress_.split = split + 1;
   progress_.document = 0;

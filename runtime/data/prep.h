@@ -39,14 +39,14 @@ struct PrepOptions {
 
 // Writes tokenizer.json, the shards and last manifest.json. The split and the order of documents come from a seeded
 // permutation of the documents; the tokenizer learns from the train split alone. The same input, options and seed give
-// the same bytes. Memory: 8 bytes a document, the longest document a few times, the tokenizer's training (bounded by
-// tokenizer_bytes), 256 MiB to count bigrams.
-// A process that ends before the manifest is written, however it ends, leaves files (unfinished.*, whole shards) with
-// which the same call goes on: with the text read, the tokenizer learned, every shard written and every split counted.
-// Errors leave nothing, but a failed write (DataLoss), after which the same call goes on, too.
-// Errors: InvalidArgument (an option's value; unfinished work with other options or of another input: names what
-// differs), NotFound and FailedPrecondition (the input; another process is writing the folder), AlreadyExists (a corpus
-// is in `output`), DataLoss (a failed write).
+// the same bytes. Memory: 8 bytes a document, some batches of a few MiB (of a TokenFile the longest document a few
+// times), the tokenizer's training (bounded by tokenizer_bytes), 256 MiB to count bigrams. One thread of its own
+// encodes. A process that ends before the manifest is written, however it ends, leaves files (unfinished.*, whole
+// shards) with which the same call goes on: with the text read, the tokenizer learned, every shard written and every
+// split counted. Errors leave nothing, but a failed write (DataLoss), after which the same call goes on, too. Errors:
+// InvalidArgument (an option's value; unfinished work with other options or of another input: names what differs),
+// NotFound and FailedPrecondition (the input; another process is writing the folder), AlreadyExists (a corpus is in
+// `output`), DataLoss (a failed write).
 absl::StatusOr<Manifest> PrepareCorpus(const PrepOptions& options);
 
 // "bpe:N" and "char" are learned from the text.
