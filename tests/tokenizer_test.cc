@@ -596,27 +596,30 @@ TEST(TokenizerFiles, SurviveFlippedBits) {
        [&](const std::string& bad) { return ParseGpt2Files(bad, merges); });
 }
 
-TEST(PreTokenizer, Gpt2sPatternIsTheSameWithAndWithoutPcre) {
-  ASSERT_OK_AND_ASSIGN(const auto own, PreTokenizer::Create({{kGpt2Pattern}}));
-  ASSERT_OK_AND_ASSIGN(const auto pcre, PreTokenizer::Create({{absl::StrCat("(?:", kGpt2Pattern, ")")}}));
+TEST(PreTokenizer, PublishedPatternsAreTheSameWithAndWithoutPcre) {
   const auto words = [](const PreTokenizer& splitter, absl::string_view text) {
     std::vector<std::string> out;
     splitter.Split(text, [&](absl::string_view word) { out.emplace_back(word); });
     return out;
   };
-  std::mt19937 random(8);
-  const char* parts[] = {" ",      "  ",     "\n",         "\t", "'",       "'s",  "'ll",    "'L",     "a",
-                         "Zz",     "ż",      "9",          "½",  "!",       "...", "😀",      "\u00a0", "\u2028",
-                         "\u3000", "\u1c89", "\U0001e5f1", "한", "e\u0301", "_",   "\u180e", "\x1c",   "\u0085"};
-  for (int i = 0; i < 3000; ++i) {
-    std::string text;
-    for (uint32_t n = random() % 30; n > 0; --n) text += parts[random() % std::size(parts)];
-    if (i % 3 == 0) {
-      const uint32_t c = random() % 0x30000;
-      if (c >= 0x80 && (c < 0xD800 || c > 0xDFFF)) AppendUtf8(static_cast<int32_t>(c), &text);
-      text += "x";
+  const char* parts[] = {" ",       "  ",         "\n", "\t",     "'",       "'s",     "'ll",    "'L",
+                         "'\u017f", "'Re",        "a",  "Zz",     "ż",       "9",      "123456", "½",
+                         "!",       "...",        "😀",  "\u00a0", "\u2028",  "\u3000", "\u1c89", "\r",
+                         "\r\n",    "\U0001e5f1", "한", "_",      "e\u0301", "\u180e", "\x1c",   "\u0085"};
+  for (const char* pattern : {kGpt2Pattern, kCl100kPattern}) {
+    ASSERT_OK_AND_ASSIGN(const auto own, PreTokenizer::Create({{pattern}}));
+    ASSERT_OK_AND_ASSIGN(const auto pcre, PreTokenizer::Create({{absl::StrCat("(?:", pattern, ")")}}));
+    std::mt19937 random(8);
+    for (int i = 0; i < 3000; ++i) {
+      std::string text;
+      for (uint32_t n = random() % 30; n > 0; --n) text += parts[random() % std::size(parts)];
+      if (i % 3 == 0) {
+        const uint32_t c = random() % 0x30000;
+        if (c >= 0x80 && (c < 0xD800 || c > 0xDFFF)) AppendUtf8(static_cast<int32_t>(c), &text);
+        text += "x";
+      }
+      ASSERT_EQ(words(*own, text), words(*pcre, text)) << text;
     }
-    ASSERT_EQ(words(*own, text), words(*pcre, text)) << text;
   }
 }
 

@@ -194,8 +194,8 @@ struct PreTokenizer::Compiled {
   }
 };
 
-// What GPT-2's pattern asks of a character, as the classes in the pattern itself say; looked up once for each page of
-// 256 code points.
+// What the published patterns ask of a character, as the classes in the patterns themselves say; looked up once for
+// each page of 256 code points.
 class PreTokenizer::Classes {
  public:
   enum Class : uint8_t { kOther, kLetter, kNumber, kSpace };
@@ -219,6 +219,21 @@ class PreTokenizer::Classes {
     const Utf8Char c = DecodeUtf8(text.substr(at));
     *size = static_cast<size_t>(c.size_bytes);
     return Of(c.code_point);
+  }
+  // The end of the run of `wanted` from `from` on.
+  size_t EndOfRun(absl::string_view text, size_t from, Class wanted) {
+    size_t size = 0;
+    while (from < text.size() && At(text, from, &size) == wanted) from += size;
+    return from;
+  }
+  // \s+(?!\S)|\s+ at white space: the last of several goes with what follows.
+  size_t EndOfSpace(absl::string_view text, size_t at) {
+    size_t end = at, last = at, size = 0;
+    while (end < text.size() && At(text, end, &size) == kSpace) {
+      last = end;
+      end += size;
+    }
+    return end < text.size() && last > at ? last : end;
   }
 
  private:
@@ -287,8 +302,11 @@ absl::StatusOr<std::unique_ptr<PreTokenizer>> PreTokenizer::Create(std::vector<S
     result->compiled_.push_back(std::move(compiled));
   }
   result->steps_ = std::move(steps);
-  if (result->steps_.size() == 1 && result->steps_[0].pattern == kGpt2Pattern) {
-    ASSIGN_OR_RETURN(result->gpt2_, Classes::Create());
+  if (result->steps_.size() == 1) {
+    result->is_gpt2_ = result->steps_[0].pattern == kGpt2Pattern;
+    if (result->is_gpt2_ || result->steps_[0].pattern == kCl100kPattern) {
+      ASSIGN_OR_RETURN(result->classes_, Classes::Create());
+    }
   }
   return result;
 }
@@ -301,14 +319,9 @@ std::string PreTokenizer::Fingerprint() const {
   return out;
 }
 
-// The alternatives of kGpt2Pattern, in its order.
+// The alternatives of the pattern, in its order.
 size_t PreTokenizer::Gpt2Word(absl::string_view text, size_t at) const {
   size_t size = 0;
-  // The end of the run of `wanted` from `from` on.
-  const auto run = [&](Classes::Class wanted, size_t from) {
-    while (from < text.size() && gpt2_->At(text, from, &size) == wanted) from += size;
-    return from;
-  };
   if (text[at] == '\'') {
     const absl::string_view rest = text.substr(at + 1);
     for (const char* suffix : {"s", "t", "re", "ve", "m", "ll", "d"}) {
@@ -316,20 +329,48 @@ size_t PreTokenizer::Gpt2Word(absl::string_view text, size_t at) const {
       if (rest.substr(0, wanted.size()) == wanted) return at + 1 + wanted.size();
     }
   }
-  const Classes::Class first = gpt2_->At(text, at, &size);
-  if (first != Classes::kSpace) return run(first, at + size);
+  const Classes::Class first = classes_->At(text, at, &size);
+  if (first != Classes::kSpace) return classes_->EndOfRun(text, at + size, first);
   if (text[at] == ' ' && at + 1 < text.size()) {
-    const Classes::Class second = gpt2_->At(text, at + 1, &size);
-    if (second != Classes::kSpace) return run(second, at + 1 + size);
+    const Classes::Class second = classes_->At(text, at + 1, &size);
+    if (second != Classes::kSpace) return classes_->EndOfRun(text, at + 1 + size, second);
   }
-  // White space; the last of several goes with what follows.
-  size_t end = at;
-  size_t last = at;
-  while (end < text.size() && gpt2_->At(text, end, &size) == Classes::kSpace) {
-    last = end;
-    end += size;
+  return classes_->EndOfSpace(text, at);
+}
+
+size_t PreTokenizer::Cl100kWord(absl::string_view text, size_t at) const {
+  size_t size = 0;
+  if (text[at] == '\'') {
+    const std::string rest = absl::AsciiStrToLower(text.substr(at + 1, 2));
+    for (const char* suffix : {"s", "\u017f", "t", "re", "ve", "m", "ll", "d"}) {  // U+017F is an s.
+      const absl::string_view wanted = suffix;
+      if (absl::string_view(rest).substr(0, wanted.size()) == wanted) return at + 1 + wanted.size();
+    }
   }
-  return end < text.size() && last > at ? last : end;
+  const auto is_break = [&](size_t i) { return text[i] == '\r' || text[i] == '\n'; };
+  const Classes::Class first = classes_->At(text, at, &size);
+  size_t next = at + size;
+  if (first == Classes::kLetter) return classes_->EndOfRun(text, next, Classes::kLetter);
+  if (first == Classes::kNumber) {
+    for (int digits = 1; digits < 3 && next < text.size() && classes_->At(text, next, &size) == Classes::kNumber;
+         ++digits) {
+      next += size;
+    }
+    return next;
+  }
+  Classes::Class second = Classes::kSpace;
+  if (next < text.size()) second = classes_->At(text, next, &size);
+  if (second == Classes::kLetter && !is_break(at)) return classes_->EndOfRun(text, next + size, Classes::kLetter);
+  if (first == Classes::kOther || (text[at] == ' ' && second == Classes::kOther)) {
+    size_t end = classes_->EndOfRun(text, next, Classes::kOther);
+    while (end < text.size() && is_break(end)) ++end;
+    return end;
+  }
+  for (size_t i = classes_->EndOfRun(text, at, Classes::kSpace); i > at;
+       --i) {  // Up to the last line break of the run.
+    if (is_break(i - 1)) return i;
+  }
+  return classes_->EndOfSpace(text, at);
 }
 
 bool PreTokenizer::Match(size_t step, absl::string_view text, size_t at, size_t* first, size_t* last) const {
