@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""Encoding speed of tokenizer_bench beside tokenizers, tiktoken and sentencepiece: one thread, one text after the other,
-taking turns in one run. Prints JSON lines: megabytes a second of processor time, the best of the rounds.
+"""Ids and encoding speed of tokenizer_bench beside tokenizers, tiktoken and sentencepiece: one thread, one text after
+the other, taking turns in one run. Prints a JSON line for each tokenizer: megabytes a second of processor time, the
+best of the rounds, and how many texts have other ids.
 
-  tokenizer_peer.py BENCH TEXTS TOKENIZER_JSON [--spm MODEL] [--rounds N]
+  tokenizer_peer.py BENCH TEXTS TOKENIZER ... [--rounds N]
 
-BENCH is build/bin/tokenizer_bench, TEXTS are UTF-8 separated by NUL, TOKENIZER_JSON is a corpus's (mtcorpus prep
---tokenizer bpe:N), MODEL a SentencePiece BPE model. The ids of all must be the same, or it says so.
+BENCH is build/bin/tokenizer_bench; TEXTS are UTF-8 separated by NUL (mixed_text.py makes them); a TOKENIZER is the
+folder of a byte-level tokenizer.json (a corpus of mtcorpus prep --tokenizer bpe:N has one), or a SentencePiece BPE
+model, FILE.model. Exits with 1 where an id differs; the code points around the first ones go to stderr.
 """
 import argparse
 import array
@@ -13,6 +15,8 @@ import json
 import os
 import platform
 import subprocess
+import sys
+import tempfile
 import time
 
 os.environ.update(RAYON_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
@@ -30,13 +34,22 @@ def byte_names():
     return names
 
 
+def pattern_of(pre_tokenizer):
+    """The Regex of a Split among the steps; else GPT-2's."""
+    for step in pre_tokenizer.get("pretokenizers", [pre_tokenizer]):
+        if step["type"] == "Split":
+            return step["pattern"]["Regex"]
+    return GPT2
+
+
 def of_tiktoken(path):
     with open(path) as f:
         file = json.load(f)
     names = byte_names()
     special = {t["content"]: t["id"] for t in file["added_tokens"]}
     ranks = {bytes(names[c] for c in t): i for t, i in file["model"]["vocab"].items() if t not in special}
-    encoding = tiktoken.Encoding("own", pat_str=GPT2, mergeable_ranks=ranks, special_tokens=special)
+    pattern = pattern_of(file["pre_tokenizer"])
+    encoding = tiktoken.Encoding("own", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
     return encoding.encode_ordinary
 
 
@@ -50,44 +63,74 @@ def of_sentencepiece(path):
     return sentencepiece.SentencePieceProcessor(model_file=path).encode
 
 
+def ours_of(bench, spec, texts):
+    """The JSON line, and the ids, each text's followed by -1."""
+    ids = array.array("i")
+    with tempfile.TemporaryDirectory() as folder:
+        line = subprocess.run([bench, spec, texts, f"--ids={folder}/ids"], check=True, capture_output=True).stdout
+        with open(f"{folder}/ids", "rb") as f:
+            ids.frombytes(f.read())
+    return json.loads(line), ids
+
+
+def differing(texts, ids, rows, peer):
+    """How many texts have other ids. Says where in the first ones."""
+    count, at = 0, 0
+    for number, row in enumerate(rows):
+        end = ids.index(-1, at)
+        ours, at = ids[at:end], end + 1
+        if ours == row:
+            continue
+        count += 1
+        if count <= 5:
+            k = next((k for k, (a, b) in enumerate(zip(ours, row)) if a != b), min(len(ours), len(row)))
+            print(f"{peer}: text {number} of {len(texts)}, token {k}: ours {ours[k:k + 8].tolist()}, "
+                  f"theirs {row[k:k + 8].tolist()}", file=sys.stderr)
+    return count
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("bench")
     parser.add_argument("texts")
-    parser.add_argument("tokenizer_json")
-    parser.add_argument("--spm")
+    parser.add_argument("tokenizers", nargs="+")
     parser.add_argument("--rounds", type=int, default=3)
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     with open(args.texts, "rb") as f:
         texts = f.read().decode().split("\0")
     size = os.path.getsize(args.texts)
-    cases = [("bpe", args.tokenizer_json, {"tokenizers": of_tokenizers, "tiktoken": of_tiktoken})]
-    if args.spm:
-        cases.append(("spm", "spm:" + args.spm, {"sentencepiece": of_sentencepiece}))
     versions = {m.__name__: m.__version__ for m in (tokenizers, tiktoken, sentencepiece)}
-    for name, spec, makers in cases:
-        peers = {peer: make(spec.split(":", 1)[-1]) for peer, make in makers.items()}
-        best = {}
-        rows = {}
-        for _ in range(args.rounds):
-            line = subprocess.run([args.bench, spec, args.texts, "--ids=ids.tmp"], check=True, capture_output=True)
-            ours = json.loads(line.stdout)
+    bad = 0
+    for path in args.tokenizers:
+        if path.endswith(".model"):
+            name, spec, peers = "spm", "spm:" + path, {"sentencepiece": of_sentencepiece(path)}
+        else:
+            file = os.path.join(path, "tokenizer.json")
+            name, spec = os.path.basename(os.path.normpath(path)), "hf:" + path
+            peers = {"tokenizers": of_tokenizers(file), "tiktoken": of_tiktoken(file)}
+        best, differ = {}, {}
+        for round_ in range(args.rounds):
+            ours, ids = ours_of(args.bench, spec, args.texts)
             best["mt"] = max(best.get("mt", 0), ours["megabytes_per_second"])
             for peer, encode in peers.items():
-                start = time.process_time()
-                rows[peer] = [encode(text) for text in texts]
-                best[peer] = max(best.get(peer, 0), size / (time.process_time() - start) / 1e6)
-        ids = array.array("i")
-        with open("ids.tmp", "rb") as f:
-            ids.frombytes(f.read())
-        os.remove("ids.tmp")
-        same = {peer: array.array("i", [i for row in r for i in [*row, -1]]) == ids for peer, r in rows.items()}
-        print(json.dumps({"case": name, "tokenizer": ours["tokenizer"], "bytes": size, "tokens": ours["tokens"],
-                          "rounds": args.rounds, "megabytes_per_second": {k: round(v, 2) for k, v in best.items()},
-                          "same_ids": same, "versions": versions, "load": os.getloadavg()[0],
+                seconds, rows = 0, []
+                for text in texts:
+                    start = time.process_time()
+                    row = encode(text)
+                    seconds += time.process_time() - start
+                    rows.append(array.array("i", row))
+                best[peer] = max(best.get(peer, 0), size / seconds / 1e6)
+                if round_ == 0:
+                    differ[peer] = differing(texts, ids, rows, peer)
+        bad += sum(differ.values())
+        print(json.dumps({"case": name, "tokenizer": ours["tokenizer"], "bytes": size, "texts": len(texts),
+                          "tokens": ours["tokens"], "rounds": args.rounds,
+                          "megabytes_per_second": {k: round(v, 2) for k, v in best.items()},
+                          "texts_that_differ": differ, "versions": versions, "load": round(os.getloadavg()[0], 2),
                           "cpu": next((l.split(":")[1].strip() for l in open("/proc/cpuinfo") if "model name" in l), ""),
                           "python": platform.python_version()}), flush=True)
+    return 1 if bad else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
