@@ -1,6 +1,6 @@
 // Encodes a file with a tokenizer and prints one JSON line: bytes, tokens, megabytes a second on one core. The file is
 // cut into texts at NUL bytes (a file without one is one text). With --ids the tokens go to a file as little-endian
-// i32, each text's followed by -1: what tests/tokenizers/check.py compares with the libraries of others.
+// i32, each text's followed by -1: what tokenizer_peer.py compares with the libraries of others.
 //   tokenizer_bench TOKENIZER FILE [--ids=FILE] [--save=FILE]      --save: the tokenizer as it is kept beside a corpus
 #include <time.h>
 
