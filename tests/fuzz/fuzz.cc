@@ -16,6 +16,7 @@
 #include "google/protobuf/descriptor.h"
 #include "google/protobuf/descriptor.pb.h"
 #include "google/protobuf/io/tokenizer.h"
+#include "google/protobuf/stubs/logging.h"
 #include "google/protobuf/text_format.h"
 #include "ir/base/check.h"
 
@@ -310,6 +311,7 @@ size_t MutateText(uint8_t* data, size_t size, size_t max_size, unsigned int seed
 }
 
 size_t MutateBinary(uint8_t* data, size_t size, size_t max_size, unsigned int seed, pb::Message& message) {
+  const pb::LogSilencer quiet;
   const bool parsed = message.ParsePartialFromArray(data, static_cast<int>(size));
   if (AsBytes(parsed, seed, message)) return LLVMFuzzerMutate(data, size, max_size);
   return Replace(data, size, max_size, message.SerializePartialAsString());

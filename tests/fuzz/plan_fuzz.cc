@@ -7,6 +7,7 @@
 
 #include "codegen/plan/plan.h"
 #include "codegen/plan/plan_verifier.h"
+#include "google/protobuf/arena.h"
 #include "google/protobuf/stubs/logging.h"
 #include "tests/fuzz/fuzz.h"
 #include "tests/untrusted_plan.h"
@@ -15,6 +16,11 @@ namespace mt {
 namespace {
 
 constexpr size_t kHeaderBytes = 32;
+
+// A plan has thousands of messages: in an arena they are not allocated one by one.
+proto::PlanProto& NewPlan(google::protobuf::Arena& arena) {
+  return *google::protobuf::Arena::CreateMessage<proto::PlanProto>(&arena);
+}
 
 // The sums over buffers, which the verifier computes again.
 void RepairSums(proto::PlanProto& plan) {
@@ -64,7 +70,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const google::protobuf::LogSilencer quiet;
   const absl::string_view bytes = mt::Bytes(data, size);
   (void)mt::ParsePlan(bytes, "plan");
-  mt::proto::PlanProto plan;
+  google::protobuf::Arena arena;
+  mt::proto::PlanProto& plan = mt::NewPlan(arena);
   if (size < mt::kHeaderBytes ||
       !plan.ParseFromArray(data + mt::kHeaderBytes, static_cast<int>(size - mt::kHeaderBytes))) {
     return 0;
@@ -87,7 +94,8 @@ extern "C" size_t LLVMFuzzerCustomMutator(uint8_t* data, size_t size, size_t max
     std::copy_n(header.begin(), std::min(size, header.size()), data);
     return size;
   }
-  mt::proto::PlanProto plan;
+  google::protobuf::Arena arena;
+  mt::proto::PlanProto& plan = mt::NewPlan(arena);
   return mt::kHeaderBytes +
          mt::MutateBinary(data + mt::kHeaderBytes, size - mt::kHeaderBytes, max_size - mt::kHeaderBytes, seed, plan);
 }
