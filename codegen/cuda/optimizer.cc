@@ -20,7 +20,7 @@ namespace {
 constexpr int64_t kNormOperands = 256;
 
 // The sum of squares of each chunk of each operand, in f64, then the root of their sum. A block has a chunk and finds
-// its operand by its number.
+// its operand by its number. The sum's code stands once for each dtype: NVRTC takes seconds for one for each operand.
 absl::Status EmitGlobalNorm(const CudaCall& call, CudaSteps& steps) {
   constexpr int64_t kThreads = 512;
   int64_t chunks = 0;
@@ -29,25 +29,32 @@ absl::Status EmitGlobalNorm(const CudaCall& call, CudaSteps& steps) {
     const int64_t end = std::min(operands, begin + kNormOperands);
     CudaLaunch launch{.function = "mt_global_norm", .block = {kThreads, 1, 1}};
     std::vector<std::string> args;
-    std::string cases;
+    std::string cases, sums;
+    std::vector<DType> dtypes;
     int64_t blocks = 0;
     for (int64_t i = begin; i < end; ++i) {
       const TensorType& g = call.operands[static_cast<size_t>(i)];
       const int64_t n = g.num_elements(), count = CeilDiv(n, kCudaNormChunk);
+      const auto kind = std::find(dtypes.begin(), dtypes.end(), g.dtype) - dtypes.begin();
+      if (kind == static_cast<int64_t>(dtypes.size())) {
+        dtypes.push_back(g.dtype);
+        absl::StrAppend(&sums, "  if (kind == ", kind, ") sum = SumSquares((const ", CudaType(g.dtype),
+                        "*)x, n, block - first);\n");
+      }
       args.push_back(absl::StrCat("const ", CudaType(g.dtype), "* p", i - begin));
-      absl::StrAppend(&cases, i == begin ? "  if" : "  else if", " (block < ", blocks + count, ") sum = SumSquares(p",
-                      i - begin, ", ", n, "ull, block - ", blocks, "u);\n");
+      absl::StrAppend(&cases, i == begin ? "  if" : "  else if", " (block < ", blocks + count, ") x = p", i - begin,
+                      ", n = ", n, "ull, first = ", blocks, "u, kind = ", kind, ";\n");
       blocks += count;
       launch.arguments.push_back(OperandPlace(static_cast<int>(i)));
     }
     args.push_back("double* partial");
     launch.arguments.push_back(WorkspacePlace(chunks * 8));
     launch.grid[0] = blocks;
-    launch.source =
-        absl::StrCat(Constant("kChunk", kCudaNormChunk), Constant("kThreads", kThreads), CudaText("global_norm.cuh"),
-                     "extern \"C\" __global__ void __launch_bounds__(", kThreads, ") mt_global_norm(",
-                     absl::StrJoin(args, ", "), ") {\n  const u32 block = blockIdx.x;\n  double sum = 0;\n", cases,
-                     "  sum = BlockSum(sum);\n  if (threadIdx.x == 0) partial[block] = sum;\n}\n");
+    launch.source = absl::StrCat(
+        Constant("kChunk", kCudaNormChunk), Constant("kThreads", kThreads), CudaText("global_norm.cuh"),
+        "extern \"C\" __global__ void __launch_bounds__(", kThreads, ") mt_global_norm(", absl::StrJoin(args, ", "),
+        ") {\n  const u32 block = blockIdx.x;\n  const void* x = 0;\n  u64 n = 0;\n  u32 first = 0, kind = 0;\n", cases,
+        "  double sum = 0;\n", sums, "  sum = BlockSum(sum);\n  if (threadIdx.x == 0) partial[block] = sum;\n}\n");
     steps.Launch(std::move(launch));
     chunks += blocks;
   }
