@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <cstring>
 #include <memory>
 #include <optional>
 #include <string>
@@ -17,10 +16,10 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
+#include "bench/random_floats.h"
 #include "codegen/cuda/code.h"
 #include "codegen/memory/buffer_assignment.h"
 #include "ir/base/flags.h"
-#include "ir/base/philox.h"
 #include "ir/base/status_macros.h"
 #include "ir/builder.h"
 #include "ir/op.h"
@@ -82,21 +81,6 @@ absl::StatusOr<Options> Parse(int argc, char** argv) {
   return options;
 }
 
-// Numbers with random signs and mantissas, between 1/8 and 2.
-std::string RandomNumbers(DType dtype, size_t count) {
-  const uint32_t bits = static_cast<uint32_t>(8 * ByteSize(dtype));
-  const uint32_t mantissa = dtype == DType::kF32 ? 23 : dtype == DType::kF16 ? 10 : 7;
-  const uint32_t bias = dtype == DType::kF16 ? 15 : 127;
-  std::string bytes(count * bits / 8, '\0');
-  for (size_t i = 0; i < count; ++i) {
-    const auto words = Philox({1, 2}, {static_cast<uint32_t>(i), 0, 0, 0});
-    const uint32_t value =
-        (words[0] & 1) << (bits - 1) | (bias - words[1] % 4) << mantissa | words[2] >> (32 - mantissa);
-    std::memcpy(&bytes[i * bits / 8], &value, bits / 8);  // Little-endian.
-  }
-  return bytes;
-}
-
 // The median of some runs, each after `between`, which does not count.
 double MedianSeconds(Backend& backend, const Thunk& thunk, const Thunk& between) {
   constexpr int kRuns = 21;
@@ -152,7 +136,7 @@ absl::Status BenchShape(const Options& options, const Shape& shape, const std::s
   Backend& backend = *owned;
   ASSIGN_OR_RETURN(const std::unique_ptr<Executor> executor, Executor::Load(std::move(plan), std::move(owned)));
   const Program& program = *executor->FindProgram("train");
-  const std::string random = RandomNumbers(options.dtype, (size_t{1} << 20) - 24);  // Heads get different ones.
+  const std::string random = RandomFloats(options.dtype, (size_t{1} << 20) - 24);  // Heads get different ones.
   for (const BoundTensor& tensor : program.inputs()) {
     for (int64_t at = 0; at < tensor.type.byte_size(); at += static_cast<int64_t>(random.size())) {
       backend.CopyToDevice(tensor.data + at, random.data(),

@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <cstring>
 #include <map>
 #include <memory>
 #include <string>
@@ -18,6 +17,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
+#include "bench/random_floats.h"
 #include "codegen/compile.h"
 #include "codegen/plan/plan.h"
 #include "ir/base/flags.h"
@@ -110,21 +110,6 @@ double MedianSeconds(Backend& backend, const Thunk& thunk, const Thunk& between)
 absl::StatusOr<Thunk> AsGraph(Backend& backend, Thunk thunk) {
   ASSIGN_OR_RETURN(Thunk graph, backend.Capture({thunk}));
   return graph ? graph : thunk;
-}
-
-// Floats of `dtype` with random signs and mantissas, between 1/8 and 2.
-std::string RandomFloats(DType dtype, size_t count) {
-  const uint32_t bits = static_cast<uint32_t>(8 * ByteSize(dtype));
-  const uint32_t mantissa = dtype == DType::kF32 ? 23 : dtype == DType::kF16 ? 10 : 7;
-  const uint32_t bias = dtype == DType::kF16 ? 15 : 127;
-  std::string bytes(count * bits / 8, '\0');
-  for (size_t i = 0; i < count; ++i) {
-    const auto words = Philox({1, 2}, {static_cast<uint32_t>(i), 0, 0, 0});
-    const uint32_t value =
-        (words[0] & 1) << (bits - 1) | (bias - words[1] % 4) << mantissa | words[2] >> (32 - mantissa);
-    std::memcpy(&bytes[i * bits / 8], &value, bits / 8);  // Little-endian.
-  }
-  return bytes;
 }
 
 struct Ceilings {

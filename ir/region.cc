@@ -11,7 +11,6 @@
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
@@ -38,15 +37,6 @@ constexpr KindRow kKinds[] = {{Kind::kLoad, "load"},
 constexpr absl::string_view kResultNames[] = {"full", "row", "columns"};
 
 bool IsRegionPrim(Prim prim) { return Row(prim).arity > 0; }
-
-std::string ConstantToString(double value) {
-  for (const int digits : {6, 9, 15, 17}) {
-    std::string text = absl::StrFormat("%.*g", digits, value);
-    double back = 0;
-    if (absl::SimpleAtod(text, &back) && back == value) return text;
-  }
-  return "nan";
-}
 
 std::string StepToString(const RegionStep& s) {
   switch (s.kind) {

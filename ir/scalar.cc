@@ -326,8 +326,6 @@ ScalarProgram Linearize(absl::Span<const Expr> results) {
   return program;
 }
 
-namespace {
-
 std::string ConstantToString(double value) {
   for (const int digits : {6, 9, 15, 17}) {
     std::string text = absl::StrFormat("%.*g", digits, value);
@@ -336,8 +334,6 @@ std::string ConstantToString(double value) {
   }
   return "nan";
 }
-
-}  // namespace
 
 std::string ScalarProgram::ToString() const {
   std::vector<std::string> parts;

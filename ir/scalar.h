@@ -135,6 +135,8 @@ struct ScalarProgram {
   std::string ToString() const;
 };
 
+// The shortest of several precisions that reads back as `value`.
+std::string ConstantToString(double value);
 ScalarProgram Linearize(absl::Span<const Expr> results);
 // Untrusted: checks registers, arities, that every register is written before it is read; at most 4,096 instructions.
 absl::StatusOr<ScalarProgram> ParseScalarProgram(absl::string_view text);

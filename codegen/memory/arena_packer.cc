@@ -404,6 +404,14 @@ std::string Describe(absl::Span<const PackInterval> intervals, size_t i) {
                       intervals[i].size_bytes, " bytes)");
 }
 
+absl::Status CheckInterval(absl::Span<const PackInterval> intervals, size_t i) {
+  const char* fault = intervals[i].last < intervals[i].first ? "ends before it begins"
+                      : intervals[i].size_bytes < 0          ? "negative size"
+                                                             : nullptr;
+  if (fault == nullptr) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(Describe(intervals, i), ": ", fault));
+}
+
 }  // namespace
 
 absl::string_view PackProofName(PackProof proof) {
@@ -436,11 +444,7 @@ absl::StatusOr<Packing> PackArena(absl::Span<const PackInterval> intervals, cons
   int64_t total_bytes = 0;
   for (size_t i = 0; i < intervals.size(); ++i) {
     const PackInterval& interval = intervals[i];
-    if (interval.last < interval.first) {
-      return absl::InvalidArgumentError(absl::StrCat(Describe(intervals, i), ": ends before it begins"));
-    }
-    if (interval.size_bytes < 0)
-      return absl::InvalidArgumentError(absl::StrCat(Describe(intervals, i), ": negative size"));
+    RETURN_IF_ERROR(CheckInterval(intervals, i));
     if (interval.size_bytes == 0) continue;
     const int64_t units = (interval.size_bytes - 1) / options.alignment + 1;
     if (units > (kLimit - total_bytes) / options.alignment) {
@@ -553,11 +557,7 @@ absl::Status CheckPacking(absl::Span<const PackInterval> intervals, absl::Span<c
   std::vector<size_t> order;
   for (size_t i = 0; i < intervals.size(); ++i) {
     const PackInterval& interval = intervals[i];
-    if (interval.last < interval.first) {
-      return absl::InvalidArgumentError(absl::StrCat(Describe(intervals, i), ": ends before it begins"));
-    }
-    if (interval.size_bytes < 0)
-      return absl::InvalidArgumentError(absl::StrCat(Describe(intervals, i), ": negative size"));
+    RETURN_IF_ERROR(CheckInterval(intervals, i));
     if (offsets[i] < 0 || interval.size_bytes > height_bytes || offsets[i] > height_bytes - interval.size_bytes) {
       return absl::InvalidArgumentError(absl::StrCat(Describe(intervals, i), " at offset ", offsets[i],
                                                      ": outside of the arena of ", height_bytes, " bytes"));

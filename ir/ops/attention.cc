@@ -64,15 +64,9 @@ absl::Status CheckAttrs(absl::string_view name, const TensorType& type, const At
   return absl::OkStatus();
 }
 
-// q [B, H, T, D], k and v [B, G, T, D], all of one dtype.
+// As CheckSplitHeads, and G divides H.
 absl::Status CheckHeads(const TensorType& q, const TensorType& k, const TensorType& v) {
-  RETURN_IF_ERROR(CheckFloat("q", q));
-  RETURN_IF_ERROR(CheckRank("q", q, 4, 4));
-  RETURN_IF_ERROR(CheckRank("k", k, 4, 4));
-  TensorType expected = q;
-  expected.dims[1] = k.dim(1);
-  RETURN_IF_ERROR(CheckIs("k", k, expected, "as q, but for the number of heads"));
-  RETURN_IF_ERROR(CheckIs("v", v, k, "as k"));
+  RETURN_IF_ERROR(CheckSplitHeads(q, k, v));
   if (q.dim(1) % k.dim(1) == 0) return absl::OkStatus();
   return absl::InvalidArgumentError(
       absl::StrCat("operand k is ", k.ToString(), "; its ", k.dim(1), " heads must divide those of q, ", q.dim(1)));

@@ -33,6 +33,16 @@ absl::Status CheckIs(absl::string_view name, const TensorType& type, const Tenso
       absl::StrCat("operand ", name, " is ", type.ToString(), "; it must be ", expected.ToString(), " (", why, ")"));
 }
 
+absl::Status CheckSplitHeads(const TensorType& q, const TensorType& k, const TensorType& v) {
+  RETURN_IF_ERROR(CheckFloat("q", q));
+  RETURN_IF_ERROR(CheckRank("q", q, 4, 4));
+  RETURN_IF_ERROR(CheckRank("k", k, 4, 4));
+  TensorType expected = q;
+  expected.dims[1] = k.dim(1);
+  RETURN_IF_ERROR(CheckIs("k", k, expected, "as q, but for the number of heads"));
+  return CheckIs("v", v, k, "as k");
+}
+
 absl::Status CheckFloatDims(absl::string_view name, const TensorType& type, absl::Span<const int64_t> dims,
                             absl::string_view why) {
   RETURN_IF_ERROR(CheckFloat(name, type));

@@ -35,6 +35,8 @@ absl::Status CheckFloatDims(absl::string_view name, const TensorType& type, absl
                             absl::string_view why);
 // least <= value <= most, for attribute NAME.
 absl::Status CheckAttr(absl::string_view name, int64_t value, int64_t least, int64_t most);
+// q [B, H, T, D], k and v [B, G, T, D], all of one dtype.
+absl::Status CheckSplitHeads(const TensorType& q, const TensorType& k, const TensorType& v);
 // x [B, T, (H + 2 G) D] with H = attribute heads and G = attribute kv_heads, a divisor of H.
 absl::Status CheckPackedHeads(absl::string_view name, const TensorType& x, const Attrs& attrs);
 inline constexpr int64_t kMaxHeads = int64_t{1} << 20;

@@ -29,13 +29,7 @@ absl::Status GradSplitHeads(GradContext& c) {
 
 absl::StatusOr<std::vector<TensorType>> InferJoinHeads(absl::Span<const TensorType> operands, const Attrs&) {
   const TensorType &q = operands[0], &k = operands[1];
-  RETURN_IF_ERROR(CheckFloat("q", q));
-  RETURN_IF_ERROR(CheckRank("q", q, 4, 4));
-  RETURN_IF_ERROR(CheckRank("k", k, 4, 4));
-  TensorType expected = q;
-  expected.dims[1] = k.dim(1);
-  RETURN_IF_ERROR(CheckIs("k", k, expected, "as q, but for the number of heads"));
-  RETURN_IF_ERROR(CheckIs("v", operands[2], k, "as k"));
+  RETURN_IF_ERROR(CheckSplitHeads(q, k, operands[2]));
   RETURN_IF_ERROR(CheckAttr("heads (of q)", q.dim(1), 1, kMaxHeads));
   RETURN_IF_ERROR(CheckAttr("heads (of k)", k.dim(1), 1, kMaxHeads));
   const std::optional<int64_t> width = CheckedMultiply(q.dim(1) + 2 * k.dim(1), q.dim(3));
