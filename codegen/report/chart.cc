@@ -200,23 +200,26 @@ std::string PeakMark(const proto::ProgramProto& program, const ChartLayout& layo
 std::string Legend(const proto::PlanProto& plan, const proto::ProgramProto& program, const ChartLayout& layout) {
   const Peak peak = PeakOf(plan, program);
   std::string text = "<g class=\"mt-legend\">\n";
-  double x = layout.left;
+  double x = layout.right;
   const double y = layout.title_height + 15;
+  text += Text(x, y, "mt-tick", "start", "at the peak");
+  x += 74;
   for (int c = 0; c < kNumMemoryClasses; ++c) {
     const std::string label = absl::StrCat(absl::StrReplaceAll(MemoryClassName(MemoryClassAt(c)), {{"_", " "}}), " ",
                                            FormatBytes(peak.by_class[At(c)]));
     absl::StrAppend(&text, "<rect class=\"mt-", MemoryClassName(MemoryClassAt(c)), "\" x=\"", Number(x), "\" y=\"",
                     Number(y - 10), "\" width=\"11\" height=\"11\"/>");
     text += Text(x + 16, y, "mt-label", "start", label);
-    x += 34 + 6.6 * static_cast<double>(label.size());
+    x += 28 + 6.3 * static_cast<double>(label.size());
   }
-  text += Text(x, y, "mt-tick", "start", "at the peak");
   int recomputed = 0;
   for (const proto::InstructionProto& instruction : program.instructions()) recomputed += instruction.recompute();
   if (recomputed > 0) {
-    absl::StrAppend(&text, "<rect class=\"mt-recomputed\" x=\"", Number(x + 90), "\" y=\"", Number(y - 10),
+    const std::string label = absl::StrCat(recomputed, " recomputed");
+    x = layout.width - layout.right - 16 - 6.6 * static_cast<double>(label.size());
+    absl::StrAppend(&text, "<rect class=\"mt-recomputed\" x=\"", Number(x), "\" y=\"", Number(y - 10),
                     "\" width=\"11\" height=\"11\"/>");
-    text += Text(x + 106, y, "mt-label", "start", absl::StrCat(recomputed, " recomputed"));
+    text += Text(x + 16, y, "mt-label", "start", label);
   }
   text += "</g>\n";
   return text;
