@@ -1,17 +1,24 @@
 // How long compiling takes: one JSON line for each model of the zoo and for deep ones, with the seconds of each part
-// (best of --repeats), those that the CPU was busy with all of it, and the arena over its lower bound.
+// (best of --repeats), those that the CPU was busy with all of it, and the arena over its lower bound. Without MODEL,
+// where NVRTC is, also plans for a GPU with their kernels: compiled (`cold`, once) and out of the cache (`warm`).
 //
-//   compile_bench [--repeats N] [--passes LIST] [--set NAME=VALUE] [MODEL ...]
+//   compile_bench [--repeats N] [--passes LIST] [--set NAME=VALUE] [--target TARGET] [MODEL ...]
+#include <unistd.h>
+
 #include <algorithm>
+#include <cstdlib>
 #include <ctime>
+#include <filesystem>
 #include <iostream>
 #include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/strings/numbers.h"
 #include "codegen/compile.h"
+#include "codegen/plan/nvrtc.h"
 #include "codegen/plan/plan.h"
 #include "ir/base/status_macros.h"
 #include "models/model.h"
@@ -23,7 +30,8 @@ namespace {
 struct Subject {
   std::string spec;
   ModelOptions options;
-  std::string passes = "default";
+  std::string passes = "default", target = "cpu";
+  std::string kernels;  // "cold" or "warm": with device code.
 };
 
 absl::Status Measure(const Subject& subject, int repeats) {
@@ -33,8 +41,12 @@ absl::Status Measure(const Subject& subject, int repeats) {
   for (int i = 0; i < repeats; ++i) {
     ASSIGN_OR_RETURN(std::unique_ptr<Module> module, LoadModel(subject.spec, subject.options));
     CompileReport report;
+    CompileOptions options;
+    options.target = subject.target;
+    options.passes = subject.passes;
+    options.device_code = !subject.kernels.empty();
     const std::clock_t start = std::clock();
-    ASSIGN_OR_RETURN(plan, Compile(std::move(module), {.passes = subject.passes}, &report));
+    ASSIGN_OR_RETURN(plan, Compile(std::move(module), options, &report));
     const auto lower = [i](double& best, double now) { best = i == 0 ? now : std::min(best, now); };
     lower(best.passes_seconds, report.passes_seconds);
     lower(best.times.schedule_seconds, report.times.schedule_seconds);
@@ -50,6 +62,9 @@ absl::Status Measure(const Subject& subject, int repeats) {
   const nlohmann::ordered_json json = {
       {"model", subject.spec},
       {"layers", layers == plan.facts().end() ? 0 : layers->second},
+      {"target", plan.target()},
+      {"kernels", subject.kernels},
+      {"modules", plan.cuda().modules_size()},
       {"passes", plan.passes()},
       {"instructions", instructions},
       {"passes_seconds", best.passes_seconds},
@@ -74,7 +89,7 @@ absl::Status Measure(const Subject& subject, int repeats) {
 
 int main(int argc, char** argv) {
   int repeats = 3;
-  std::string passes = "default";
+  std::string passes = "default", target = "cpu";
   std::vector<std::string> sets;
   std::vector<mt::Subject> subjects;
   for (int i = 1; i < argc; ++i) {
@@ -85,8 +100,11 @@ int main(int argc, char** argv) {
       passes = argv[++i];
     } else if (argument == "--set" && i + 1 < argc) {
       sets.push_back(argv[++i]);
+    } else if (argument == "--target" && i + 1 < argc) {
+      target = argv[++i];
     } else if (argument.rfind("--", 0) == 0) {
-      std::cerr << "usage: compile_bench [--repeats N] [--passes LIST] [--set NAME=VALUE] [MODEL ...]\n";
+      std::cerr
+          << "usage: compile_bench [--repeats N] [--passes LIST] [--set NAME=VALUE] [--target TARGET] [MODEL ...]\n";
       return 2;
     } else {
       subjects.push_back({argument, {}});
@@ -103,11 +121,25 @@ int main(int argc, char** argv) {
     mt::Subject budgeted{"gpt2_124m", {}, "flash,remat:budget=24GiB"};
     budgeted.options.sets = {"layers=96"};
     subjects.push_back(budgeted);
+    if (mt::CudaCompilerVersion().ok()) {
+      budgeted.target = "cuda:sm_90";
+      for (const char* kernels : {"cold", "warm"}) {
+        subjects.push_back({"gpt2_124m", {}, "default", "cuda:sm_90", kernels});
+        budgeted.kernels = kernels;
+        subjects.push_back(budgeted);
+      }
+    }
   }
+  // A cache of its own, empty at first.
+  const std::string cache =
+      (std::filesystem::temp_directory_path() / ("compile_bench-" + std::to_string(getpid()))).string();
+  setenv("XDG_CACHE_HOME", cache.c_str(), 1);
+  const auto clean = absl::MakeCleanup([&cache] { std::filesystem::remove_all(cache); });
   for (mt::Subject& subject : subjects) {
     if (subject.passes == "default") subject.passes = passes;
+    if (subject.target == "cpu") subject.target = target;
     subject.options.sets.insert(subject.options.sets.end(), sets.begin(), sets.end());
-    const absl::Status status = mt::Measure(subject, repeats);
+    const absl::Status status = mt::Measure(subject, subject.kernels == "cold" ? 1 : repeats);
     if (!status.ok()) {
       std::cerr << subject.spec << ": " << status.message() << "\n";
       return 1;
