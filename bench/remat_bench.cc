@@ -56,6 +56,7 @@ absl::Status Measure(const std::string& spec, const Settings& settings) {
   context.roofline = TargetRoofline(target);
   context.target = target_name;
   context.plan_memory = [&](const Module& m) { return PlanMemory(m, target_name); };
+  context.estimate_memory = [&](const Module& m) { return EstimateMemory(m, target_name); };
   context.describe_peak = [&](const Module& m) { return DescribePeak(m, target_name); };
   const auto prepared = [&](const std::string& passes) -> absl::StatusOr<std::unique_ptr<Module>> {
     ASSIGN_OR_RETURN(std::unique_ptr<Module> module, LoadModel(spec, options));

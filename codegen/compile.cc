@@ -24,17 +24,32 @@ using Clock = std::chrono::steady_clock;
 
 double SecondsSince(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-}  // namespace
-
-absl::StatusOr<MemoryPlan> PlanMemory(const Module& module, absl::string_view target) {
-  ASSIGN_OR_RETURN(const ArenaSize size, SizeArena(module, {.target = std::string(target)}));
+absl::StatusOr<MemoryPlan> MemoryOf(const Module& module, const PlanOptions& options) {
+  ASSIGN_OR_RETURN(const ArenaSize size, SizeArena(module, options));
   return MemoryPlan{.arena_bytes = size.arena_bytes,
                     .lower_bound_bytes = size.lower_bound_bytes,
                     .persistent_bytes = size.persistent_bytes};
 }
 
+PlanOptions WithoutSearches(absl::string_view target) {
+  PlanOptions options{.target = std::string(target)};
+  options.pack.search_limit = 0;
+  return options;
+}
+
+}  // namespace
+
+absl::StatusOr<MemoryPlan> PlanMemory(const Module& module, absl::string_view target) {
+  return MemoryOf(module, {.target = std::string(target)});
+}
+
+absl::StatusOr<MemoryPlan> EstimateMemory(const Module& module, absl::string_view target) {
+  return MemoryOf(module, WithoutSearches(target));
+}
+
 absl::StatusOr<PeakText> DescribePeak(const Module& module, absl::string_view target) {
-  ASSIGN_OR_RETURN(const proto::PlanProto plan, PlanModule(module, {.target = std::string(target)}));
+  // What is live at the peak hangs on the order alone.
+  ASSIGN_OR_RETURN(const proto::PlanProto plan, PlanModule(module, WithoutSearches(target)));
   for (const proto::ProgramProto& program : plan.programs()) {
     if (program.peak_bytes() != plan.arena_bytes() || program.instructions().empty()) continue;
     return PeakText{.node = program.instructions(program.peak_instruction()).name(),
@@ -97,6 +112,7 @@ absl::Status RunPasses(Module& module, const CompileOptions& options, const Targ
   context.target = target_text;
   context.dump_dir = options.dump_dir;
   context.plan_memory = [&](const Module& m) { return PlanMemory(m, target_text); };
+  context.estimate_memory = [&](const Module& m) { return EstimateMemory(m, target_text); };
   context.describe_peak = [&](const Module& m) { return DescribePeak(m, target_text); };
   ASSIGN_OR_RETURN(report.pipeline, PipelineOf(options));
   report.pipeline.KeepWhatApplies(module);

@@ -40,8 +40,9 @@ struct CompileReport {
   double step_seconds = 0;  // Estimate of a step: each op at the target's roofline, one after the other.
 };
 
-// Order, offsets and bytes of a module: PassContext::plan_memory.
+// Order, offsets and bytes of a module: PassContext::plan_memory and estimate_memory.
 absl::StatusOr<MemoryPlan> PlanMemory(const Module& module, absl::string_view target);
+absl::StatusOr<MemoryPlan> EstimateMemory(const Module& module, absl::string_view target);
 // PassContext::describe_peak.
 absl::StatusOr<PeakText> DescribePeak(const Module& module, absl::string_view target);
 

@@ -46,6 +46,7 @@ PassContext PlanningContext() {
   PassContext context;
   context.roofline = kRoofline;
   context.plan_memory = [](const Module& module) { return PlanMemory(module, "cpu"); };
+  context.estimate_memory = [](const Module& module) { return EstimateMemory(module, "cpu"); };
   context.describe_peak = [](const Module& module) { return DescribePeak(module, "cpu"); };
   return context;
 }

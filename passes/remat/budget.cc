@@ -46,34 +46,38 @@ absl::Status RematBudget::FindLastExtra() {
   // recomputed, else where the most is.
   candidates_ = {problem_.None(), problem_.Full()};
   plans_.resize(2);
-  for (const int64_t i : {0, 1}) {
-    ASSIGN_OR_RETURN(const MemoryPlan plan, PlanOf(i));
-    if (plan.arena_bytes <= others_.arena_bytes) continue;
-    ASSIGN_OR_RETURN(const PeakText peak, PeakOf(i));
+  bounds_.resize(2);
+  for (const size_t i : {size_t{0}, size_t{1}}) {
+    ASSIGN_OR_RETURN(const MemoryPlan plan, BoundsOf(i));
+    if (plan.lower_bound_bytes <= others_.arena_bytes) continue;
+    ASSIGN_OR_RETURN(const std::unique_ptr<Module> module, ModuleOf(i));
+    ASSIGN_OR_RETURN(const PeakText peak, context_.describe_peak(*module));
     if (!problem_.IsInLast(peak.node)) continue;
-    const int64_t extra = plan.arena_bytes - plan.persistent_bytes - candidates_[static_cast<size_t>(i)].last_bytes;
+    const int64_t extra = plan.lower_bound_bytes - plan.persistent_bytes - candidates_[i].last_bytes;
     problem_.set_last_extra_bytes(std::max<int64_t>(extra, 0));
     break;
   }
   candidates_.resize(1);
   plans_.resize(1);
+  bounds_.resize(1);
   return absl::OkStatus();
 }
 
 absl::Status RematBudget::Prepare() {
   plans_.resize(candidates_.size());  // The first stays planned.
+  bounds_.resize(candidates_.size());
   const auto end_of_ungrouped = std::find_if(candidates_.begin(), candidates_.end(), HasGroups);
   ungrouped_ = static_cast<size_t>(end_of_ungrouped - candidates_.begin());
   if (static_cast<int64_t>(ungrouped_) * graph_.num_nodes() <= kPlanAllWork) return PlanAll(0, ungrouped_);
   // The last has to be the smallest.
   constexpr int kMostLeftOut = 4;
   for (int i = 0; i < kMostLeftOut && ungrouped_ > 1; ++i) {
-    ASSIGN_OR_RETURN(const MemoryPlan last, PlanOf(static_cast<int64_t>(ungrouped_) - 1));
-    ASSIGN_OR_RETURN(const MemoryPlan before, PlanOf(static_cast<int64_t>(ungrouped_) - 2));
-    if (last.arena_bytes < before.arena_bytes) break;
+    ASSIGN_OR_RETURN(const bool is_smaller, IsSmaller(ungrouped_ - 1, ungrouped_ - 2));
+    if (is_smaller) break;
     --ungrouped_;
     candidates_.erase(candidates_.begin() + static_cast<int64_t>(ungrouped_));
     plans_.erase(plans_.begin() + static_cast<int64_t>(ungrouped_));
+    bounds_.erase(bounds_.begin() + static_cast<int64_t>(ungrouped_));
   }
   return absl::OkStatus();
 }
@@ -155,7 +159,36 @@ absl::StatusOr<PeakText> RematBudget::PeakOf(int64_t candidate) {
   return context_.describe_peak(*module);
 }
 
+absl::StatusOr<MemoryPlan> RematBudget::BoundsOf(size_t candidate) {
+  if (plans_[candidate]) {
+    MemoryPlan bounds = *plans_[candidate];
+    bounds.lower_bound_bytes = bounds.arena_bytes;
+    return bounds;
+  }
+  if (!bounds_[candidate]) {
+    ASSIGN_OR_RETURN(const std::unique_ptr<Module> module, ModuleOf(candidate));
+    ASSIGN_OR_RETURN(MemoryPlan bounds, context_.estimate_memory(*module));
+    bounds.arena_bytes = std::max(bounds.arena_bytes, others_.arena_bytes);
+    bounds.lower_bound_bytes = std::max(bounds.lower_bound_bytes, others_.arena_bytes);
+    bounds_[candidate] = bounds;
+  }
+  return *bounds_[candidate];
+}
+
+absl::StatusOr<bool> RematBudget::IsSmaller(size_t a, size_t b) {
+  ASSIGN_OR_RETURN(const MemoryPlan a_bounds, BoundsOf(a));
+  ASSIGN_OR_RETURN(const MemoryPlan b_bounds, BoundsOf(b));
+  if (a_bounds.arena_bytes < b_bounds.lower_bound_bytes) return true;
+  if (a_bounds.lower_bound_bytes >= b_bounds.arena_bytes) return false;
+  ASSIGN_OR_RETURN(const MemoryPlan a_plan, PlanOf(static_cast<int64_t>(a)));
+  ASSIGN_OR_RETURN(const MemoryPlan b_plan, PlanOf(static_cast<int64_t>(b)));
+  return a_plan.arena_bytes < b_plan.arena_bytes;
+}
+
 absl::StatusOr<bool> RematBudget::Fits(size_t candidate, int64_t budget) {
+  ASSIGN_OR_RETURN(const MemoryPlan bounds, BoundsOf(candidate));
+  if (bounds.arena_bytes <= budget) return true;
+  if (bounds.lower_bound_bytes > budget) return false;
   ASSIGN_OR_RETURN(const MemoryPlan plan, PlanOf(static_cast<int64_t>(candidate)));
   return plan.arena_bytes <= budget;
 }
@@ -174,7 +207,7 @@ absl::Status RematBudget::PlanAll(size_t first, size_t last) {
     smallest = plan.arena_bytes;
     if (kept != i) {
       candidates_[kept] = std::move(candidates_[i]);
-      plans_[kept] = plan;
+      plans_[kept] = plan;  // Nobody asks for its bounds any more.
     }
     ++kept;
   }
@@ -183,6 +216,7 @@ absl::Status RematBudget::PlanAll(size_t first, size_t last) {
   };
   erase(candidates_);
   erase(plans_);
+  erase(bounds_);
   if (last <= ungrouped_) ungrouped_ -= last - kept;
   return absl::OkStatus();
 }
@@ -199,6 +233,7 @@ absl::Status RematBudget::PrepareGrouped() {
     }
     candidates_.resize(kept);
     plans_.resize(kept);
+    bounds_.resize(kept);
   }
   return PlanAll(ungrouped_, candidates_.size());
 }

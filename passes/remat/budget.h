@@ -25,7 +25,7 @@ class RematBudget {
                                                            const Roofline& roofline, const PassContext& context);
 
   struct Found {
-    int64_t candidate = 0;  // Index; the one before, if it is not 0, was planned and is larger than the budget.
+    int64_t candidate = 0;  // Index; the one before, if it is not 0, is larger than the budget.
     const RematChoice* choice = nullptr;
     MemoryPlan plan;
   };
@@ -54,7 +54,10 @@ class RematBudget {
   absl::Status Prepare();
   absl::Status PlanAll(size_t first, size_t last);
   absl::Status PrepareGrouped();
+  // Bounds of what PlanOf says: the arena is not above arena_bytes, not below lower_bound_bytes.
+  absl::StatusOr<MemoryPlan> BoundsOf(size_t candidate);
   absl::StatusOr<bool> Fits(size_t candidate, int64_t budget);
+  absl::StatusOr<bool> IsSmaller(size_t a, size_t b);
 
   const Module& module_;
   const Graph& graph_;
@@ -62,7 +65,7 @@ class RematBudget {
   PassContext unused_;
   RematProblem problem_;
   std::vector<RematChoice> candidates_;
-  std::vector<std::optional<MemoryPlan>> plans_;
+  std::vector<std::optional<MemoryPlan>> plans_, bounds_;
   MemoryPlan others_;     // Of the module's other graphs: a floor under the arena.
   size_t ungrouped_ = 0;  // Candidates before the first with groups.
   bool grouped_ready_ = false;

@@ -50,7 +50,7 @@ absl::StatusOr<bool> Remat(Module& module, const Attrs& options, PassContext& co
       return absl::InvalidArgumentError(
           "remat:free and remat:budget are two ways to choose what is recomputed; leave one of them out");
     }
-    if (!context.plan_memory || !context.describe_peak)
+    if (!context.plan_memory || !context.estimate_memory || !context.describe_peak)
       return absl::FailedPreconditionError("remat:budget needs a planner");
   }
   bool changed = false;
