@@ -210,7 +210,7 @@ std::string Legend(const proto::PlanProto& plan, const proto::ProgramProto& prog
     absl::StrAppend(&text, "<rect class=\"mt-", MemoryClassName(MemoryClassAt(c)), "\" x=\"", Number(x), "\" y=\"",
                     Number(y - 10), "\" width=\"11\" height=\"11\"/>");
     text += Text(x + 16, y, "mt-label", "start", label);
-    x += 28 + 6.3 * static_cast<double>(label.size());
+    x += 34 + 6.5 * static_cast<double>(label.size());
   }
   int recomputed = 0;
   for (const proto::InstructionProto& instruction : program.instructions()) recomputed += instruction.recompute();
