@@ -152,7 +152,7 @@ verb_bench() {
     [[ -f bench/${name%_bench}_bench.cc ]] || fail 2 "there is no bench $name; bench/ holds: $(cd bench && echo *_bench.cc)"
   done
   names=("${names[@]%_bench}")
-  compile "${TOOLS[@]}" "${names[@]/%/_bench}"  # Benches may run the tools.
+  compile "${names[@]/%/_bench}"
   for name in "${names[@]}"; do run "$BUILD/bin/${name}_bench"; done
 }
 
@@ -317,7 +317,7 @@ verb_demo() {
   done
   [[ -z $text || $text == /* ]] || text=$CALLED_FROM/$text
   [[ -z $text || -e $text ]] || fail 4 "$text: no such file"
-  compile "${TOOLS[@]}"
+  compile mtc mtrun mtcorpus
   mkdir -p $folder
   if [[ -z $text ]]; then
     text=$folder/prose.txt

@@ -1,7 +1,5 @@
 // Training on a CUDA device: the CPU's losses, and the same bits however a plan was made and is run. Without a device
 // the tests skip and say so. What was found is printed, one JSON object a line.
-#include <unistd.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
@@ -26,6 +24,7 @@
 #include "runtime/checkpoint/states.h"
 #include "runtime/cuda/backend.h"
 #include "runtime/data/prep.h"
+#include "tests/process.h"
 #include "tests/small_runs.h"
 #include "tests/test_util.h"
 
@@ -44,7 +43,7 @@ struct Cut {
 const Cut kGpt = {"tiny_char", {"layers=2", "width=128", "heads=2", "dropout=0.1"}, 3e-3};
 const Cut kLlama = {"llama_160m", {"layers=2", "width=256", "heads=4", "kv_heads=2", "ffn_width=512"}, 5e-4};
 
-struct Outcome {
+struct Trained {
   std::vector<double> losses;
   uint64_t hash = 0;  // Of all states at the end.
   int64_t skipped = 0;
@@ -53,14 +52,10 @@ struct Outcome {
 class CudaTraining : public ::testing::Test {
  protected:
   static void SetUpTestSuite() {
-    folder_ = new std::string(absl::StrCat(::testing::TempDir(), "/cuda_training_test-", getpid()));
-    std::filesystem::create_directories(*folder_);
-    ASSERT_OK_AND_ASSIGN(vocab_, PrepareCharacters(*folder_, GeneratedText(200)));
+    folder_ = new ProcessFolder("cuda_training_test");
+    ASSERT_OK_AND_ASSIGN(vocab_, PrepareCharacters(folder_->path(), GeneratedText(200)));
   }
-  static void TearDownTestSuite() {
-    std::filesystem::remove_all(*folder_);
-    delete folder_;
-  }
+  static void TearDownTestSuite() { delete folder_; }
   void SetUp() override {
     const absl::StatusOr<CudaDeviceInfo> info = DescribeCudaDevice(0);
     if (!info.ok()) GTEST_SKIP() << info.status().message();
@@ -88,7 +83,7 @@ class CudaTraining : public ::testing::Test {
     bool time_matmuls = true;
     float loss_scale = 0;  // To begin with; 0: the plan's.
   };
-  static absl::StatusOr<Outcome> Train(proto::PlanProto plan, int64_t steps, const How& how) {
+  static absl::StatusOr<Trained> Train(proto::PlanProto plan, int64_t steps, const How& how) {
     std::unique_ptr<Backend> backend;
     ASSIGN_OR_RETURN(const Target target, ParseTarget(plan.target()));
     if (target.is_cuda()) {
@@ -104,12 +99,12 @@ class CudaTraining : public ::testing::Test {
       if (scale == nullptr) return absl::NotFoundError("the plan has no loss scale");
       executor->backend().CopyToDevice(scale->data, &how.loss_scale, sizeof(how.loss_scale));
     }
-    ASSIGN_OR_RETURN(std::unique_ptr<Trainer> trainer, Trainer::Create(*executor, *folder_ + "/corpus"));
+    ASSIGN_OR_RETURN(std::unique_ptr<Trainer> trainer, Trainer::Create(*executor, folder_->Path("corpus")));
     TrainOptions options = Steps(steps);
     options.warmup_steps = 5;
     options.scalars.seed = 3;
     options.scalars.lr = how.lr;
-    Outcome outcome;
+    Trained outcome;
     TrainHooks hooks;
     hooks.on_step = [&](const StepMetrics& step) {
       outcome.losses.push_back(step.loss);
@@ -130,13 +125,13 @@ class CudaTraining : public ::testing::Test {
     std::cout << all.dump() << std::endl;
   }
 
-  static std::string* folder_;
+  static ProcessFolder* folder_;
   static int64_t vocab_;
   Target target_;
   std::string device_;
 };
 
-std::string* CudaTraining::folder_ = nullptr;
+ProcessFolder* CudaTraining::folder_ = nullptr;
 int64_t CudaTraining::vocab_ = 0;
 
 TEST_F(CudaTraining, FollowsTheLossesOfTheCpu) {
@@ -160,8 +155,8 @@ TEST_F(CudaTraining, FollowsTheLossesOfTheCpu) {
     if (!target_.Computes(DType::kBF16) && absl::StrContains(c.passes, "bf16")) continue;
     ASSERT_OK_AND_ASSIGN(proto::PlanProto on_cpu, PlanOf(c.cut, c.passes, false));
     ASSERT_OK_AND_ASSIGN(proto::PlanProto on_device, PlanOf(c.cut, c.passes, true));
-    ASSERT_OK_AND_ASSIGN(const Outcome cpu, Train(std::move(on_cpu), 50, {.lr = c.cut.lr}));
-    ASSERT_OK_AND_ASSIGN(const Outcome device, Train(std::move(on_device), 50, {.lr = c.cut.lr}));
+    ASSERT_OK_AND_ASSIGN(const Trained cpu, Train(std::move(on_cpu), 50, {.lr = c.cut.lr}));
+    ASSERT_OK_AND_ASSIGN(const Trained device, Train(std::move(on_device), 50, {.lr = c.cut.lr}));
     ASSERT_EQ(cpu.losses.size(), 50);
     ASSERT_EQ(device.losses.size(), 50);
     EXPECT_LT(cpu.losses.back(), 0.9 * cpu.losses.front());
@@ -219,7 +214,7 @@ TEST_F(CudaTraining, TheSameBitsHoweverAPlanWasMadeAndIsRun) {
     }
     const proto::PlanProto& plain = plans[family.passes];
     const std::string full = family.passes == "none" ? "fuse,remat" : family.passes + ",fuse,remat";
-    std::map<std::string, Outcome> outcomes;
+    std::map<std::string, Trained> outcomes;
     const auto run = [&](const std::string& name, const proto::PlanProto& plan, How how) {
       how.lr = family.cut.lr;
       how.loss_scale = family.loss_scale;
@@ -231,13 +226,13 @@ TEST_F(CudaTraining, TheSameBitsHoweverAPlanWasMadeAndIsRun) {
     ASSERT_NO_FATAL_FAILURE(run("no graph, other places", plain, {.placement = Placement::kGuard}));
     ASSERT_NO_FATAL_FAILURE(
         run("no graph, other places, fuse and remat", plans[full], {.placement = Placement::kGuard}));
-    use_cache(*folder_ + "/cache");
-    std::filesystem::remove_all(*folder_ + "/cache");
+    use_cache(folder_->Path("cache"));
+    std::filesystem::remove_all(folder_->Path("cache"));
     run("empty cache of algorithms", plain, {});
-    EXPECT_TRUE(std::filesystem::exists(*folder_ + "/cache/mt/matmuls.json"));
+    EXPECT_TRUE(std::filesystem::exists(folder_->Path("cache/mt/matmuls.json")));
     run("full cache of algorithms", plain, {});
     use_cache(kept);
-    const Outcome& expected = outcomes[family.passes];
+    const Trained& expected = outcomes[family.passes];
     std::vector<std::string> runs;
     for (const auto& [name, outcome] : outcomes) {
       EXPECT_EQ(outcome.hash, expected.hash) << family.cut.spec << ", " << family.passes << ": " << name;
@@ -277,7 +272,7 @@ TEST_F(CudaTraining, KernelsDamagedBehindTheirChecksum) {
     proto::CudaModuleProto& module = *damaged.mutable_cuda()->mutable_modules(0);
     damage.apply(*module.mutable_cubin());
     module.set_checksum(Fnv1a(module.cubin()));
-    const absl::StatusOr<Outcome> outcome = Train(damaged, 1, {.lr = 1e-3});
+    const absl::StatusOr<Trained> outcome = Train(damaged, 1, {.lr = 1e-3});
     EXPECT_EQ(outcome.status().code(), absl::StatusCode::kFailedPrecondition) << outcome.status();
     EXPECT_THAT(std::string(outcome.status().message()), HasSubstr("compile the plan again"));
     Print({{"check", "damaged kernel"}, {"damage", damage.what}, {"message", outcome.status().message()}});

@@ -1,10 +1,7 @@
 // Training, measuring and tracing on a backend that does its work later and whose memory the host cannot touch: what a
 // GPU is to the runtime, on any machine. And buffers between guards.
-#include <unistd.h>
-
 #include <cstring>
 #include <deque>
-#include <filesystem>
 #include <memory>
 #include <string>
 #include <utility>
@@ -16,6 +13,7 @@
 #include "nlohmann/json.hpp"
 #include "runtime/data/prep.h"
 #include "runtime/trace.h"
+#include "tests/process.h"
 #include "tests/small_runs.h"
 #include "tests/test_util.h"
 
@@ -150,14 +148,10 @@ void AddStaging(proto::PlanProto& plan) {
 class DeviceTest : public ::testing::Test {
  protected:
   static void SetUpTestSuite() {
-    folder_ = new std::string(absl::StrCat(::testing::TempDir(), "/device_test-", getpid()));
-    std::filesystem::create_directories(*folder_);
-    ASSERT_OK_AND_ASSIGN(vocab_, PrepareCharacters(*folder_, GeneratedText(60)));
+    folder_ = new ProcessFolder("device_test");
+    ASSERT_OK_AND_ASSIGN(vocab_, PrepareCharacters(folder_->path(), GeneratedText(60)));
   }
-  static void TearDownTestSuite() {
-    std::filesystem::remove_all(*folder_);
-    delete folder_;
-  }
+  static void TearDownTestSuite() { delete folder_; }
 
   static absl::StatusOr<proto::PlanProto> PlanOf(const std::string& passes) {
     CompileOptions options;
@@ -178,7 +172,7 @@ class DeviceTest : public ::testing::Test {
     absl::StatusOr<std::unique_ptr<Executor>> executor = Executor::Load(std::move(plan), std::move(backend), placement);
     CHECK(executor.ok()) << executor.status();
     (*executor)->InitializeStates(0);
-    absl::StatusOr<std::unique_ptr<Trainer>> trainer = Trainer::Create(**executor, *folder_ + "/corpus");
+    absl::StatusOr<std::unique_ptr<Trainer>> trainer = Trainer::Create(**executor, folder_->Path("corpus"));
     CHECK(trainer.ok()) << trainer.status();
     std::string text;
     TrainHooks hooks;
@@ -206,11 +200,11 @@ class DeviceTest : public ::testing::Test {
   }
   static std::unique_ptr<Backend> Cpu() { return std::move(MakeCpuBackend(1)).value(); }
 
-  static std::string* folder_;
+  static ProcessFolder* folder_;
   static int64_t vocab_;
 };
 
-std::string* DeviceTest::folder_ = nullptr;
+ProcessFolder* DeviceTest::folder_ = nullptr;
 int64_t DeviceTest::vocab_ = 0;
 
 TEST_F(DeviceTest, TrainsAsIfTheHostHadWaited) {
@@ -257,7 +251,7 @@ TEST_F(DeviceTest, TheHostWaitsOnceAStepForTheOneBefore) {
   const DelayedBackend& device = *backend;
   ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Executor> executor, Executor::Load(plan, std::move(backend)));
   executor->InitializeStates(0);
-  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Trainer> trainer, Trainer::Create(*executor, *folder_ + "/corpus"));
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Trainer> trainer, Trainer::Create(*executor, folder_->Path("corpus")));
   std::vector<int> synchronized;
   TrainHooks hooks;
   hooks.on_step = [&](const StepMetrics&) {
@@ -306,7 +300,7 @@ TEST_F(DeviceTest, MeasuresAndTraces) {
 
   ASSERT_OK_AND_ASSIGN(const std::unique_ptr<LoadedPlan> loaded,
                        LoadForTest(plan, 1, std::make_unique<DelayedBackend>(false)));
-  const std::string path = *folder_ + "/trace.json";
+  const std::string path = folder_->Path("trace.json");
   ASSERT_OK(WriteTrace(*loaded->executor, {{loaded->train, [&] { return loaded->Prepare(); }}}, path));
   ASSERT_OK_AND_ASSIGN(const std::string text, ReadFile(path));
   const nlohmann::json trace = nlohmann::json::parse(text);

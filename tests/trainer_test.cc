@@ -1,10 +1,7 @@
 // The training loop over a real corpus: schedules, warnings, determinism, weights, and what it refuses.
 #include "runtime/train/trainer.h"
 
-#include <unistd.h>
-
 #include <cmath>
-#include <filesystem>
 #include <string>
 #include <vector>
 
@@ -14,6 +11,7 @@
 #include "runtime/data/prep.h"
 #include "runtime/train/report.h"
 #include "runtime/train/run_log.h"
+#include "tests/process.h"
 #include "tests/small_runs.h"
 #include "tests/test_util.h"
 
@@ -96,17 +94,12 @@ TEST(TrainWarningsTest, SayWhatARunCannotMean) {
 class TrainerTest : public ::testing::Test {
  protected:
   static void SetUpTestSuite() {
-    folder_ = new std::string(absl::StrCat(::testing::TempDir(), "/trainer_test-", getpid()));
-    std::filesystem::remove_all(*folder_);
-    std::filesystem::create_directories(*folder_);
-    ASSERT_OK_AND_ASSIGN(vocab_, PrepareCharacters(*folder_, GeneratedText(60)));
+    folder_ = new ProcessFolder("trainer_test");
+    ASSERT_OK_AND_ASSIGN(vocab_, PrepareCharacters(folder_->path(), GeneratedText(60)));
   }
-  static void TearDownTestSuite() {
-    std::filesystem::remove_all(*folder_);
-    delete folder_;
-  }
-  static std::string Data() { return *folder_ + "/corpus"; }
-  static std::string Path(const std::string& name) { return absl::StrCat(*folder_, "/", name); }
+  static void TearDownTestSuite() { delete folder_; }
+  static std::string Data() { return folder_->Path("corpus"); }
+  static std::string Path(const std::string& name) { return folder_->Path(name); }
   static proto::PlanProto Plan(std::vector<std::string> more = {}, int64_t batch = 4, int64_t sequence = 32) {
     return TinyPlan(std::move(more), batch, sequence, vocab_);
   }
@@ -124,11 +117,11 @@ class TrainerTest : public ::testing::Test {
     return loaded;
   }
 
-  static std::string* folder_;
+  static ProcessFolder* folder_;
   static int64_t vocab_;
 };
 
-std::string* TrainerTest::folder_ = nullptr;
+ProcessFolder* TrainerTest::folder_ = nullptr;
 int64_t TrainerTest::vocab_ = 0;
 
 TEST_F(TrainerTest, LearnsAndTellsOfEveryStep) {

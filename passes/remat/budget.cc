@@ -45,8 +45,7 @@ absl::Status RematBudget::FindLastExtra() {
   // What the plan has at the last block beyond the model is seen where that is the peak: mostly where nothing is
   // recomputed, else where the most is.
   candidates_ = {problem_.None(), problem_.Full()};
-  plans_.resize(2);
-  bounds_.resize(2);
+  known_.resize(2);
   for (const size_t i : {size_t{0}, size_t{1}}) {
     ASSIGN_OR_RETURN(const MemoryPlan plan, BoundsOf(i));
     if (plan.lower_bound_bytes <= others_.arena_bytes) continue;
@@ -58,14 +57,12 @@ absl::Status RematBudget::FindLastExtra() {
     break;
   }
   candidates_.resize(1);
-  plans_.resize(1);
-  bounds_.resize(1);
+  known_.resize(1);
   return absl::OkStatus();
 }
 
 absl::Status RematBudget::Prepare() {
-  plans_.resize(candidates_.size());  // The first stays planned.
-  bounds_.resize(candidates_.size());
+  known_.resize(candidates_.size());  // The first is None() still.
   const auto end_of_ungrouped = std::find_if(candidates_.begin(), candidates_.end(), HasGroups);
   ungrouped_ = static_cast<size_t>(end_of_ungrouped - candidates_.begin());
   if (static_cast<int64_t>(ungrouped_) * graph_.num_nodes() <= kPlanAllWork) return PlanAll(0, ungrouped_);
@@ -76,8 +73,7 @@ absl::Status RematBudget::Prepare() {
     if (is_smaller) break;
     --ungrouped_;
     candidates_.erase(candidates_.begin() + static_cast<int64_t>(ungrouped_));
-    plans_.erase(plans_.begin() + static_cast<int64_t>(ungrouped_));
-    bounds_.erase(bounds_.begin() + static_cast<int64_t>(ungrouped_));
+    known_.erase(known_.begin() + static_cast<int64_t>(ungrouped_));
   }
   return absl::OkStatus();
 }
@@ -143,12 +139,12 @@ absl::StatusOr<std::unique_ptr<Module>> RematBudget::ModuleOf(size_t candidate) 
 
 absl::StatusOr<MemoryPlan> RematBudget::PlanOf(int64_t candidate) {
   const size_t i = static_cast<size_t>(candidate);
-  if (plans_[i]) return *plans_[i];
+  if (known_[i].plan) return *known_[i].plan;
   ASSIGN_OR_RETURN(const std::unique_ptr<Module> module, ModuleOf(i));
   ASSIGN_OR_RETURN(MemoryPlan plan, context_.plan_memory(*module));
   if (others_.arena_bytes > plan.arena_bytes) plan = others_;
   ++planned_;
-  plans_[i] = plan;
+  known_[i].plan = plan;
   return plan;
 }
 
@@ -160,19 +156,20 @@ absl::StatusOr<PeakText> RematBudget::PeakOf(int64_t candidate) {
 }
 
 absl::StatusOr<MemoryPlan> RematBudget::BoundsOf(size_t candidate) {
-  if (plans_[candidate]) {
-    MemoryPlan bounds = *plans_[candidate];
+  Known& known = known_[candidate];
+  if (known.plan) {
+    MemoryPlan bounds = *known.plan;
     bounds.lower_bound_bytes = bounds.arena_bytes;
     return bounds;
   }
-  if (!bounds_[candidate]) {
+  if (!known.bounds) {
     ASSIGN_OR_RETURN(const std::unique_ptr<Module> module, ModuleOf(candidate));
     ASSIGN_OR_RETURN(MemoryPlan bounds, context_.estimate_memory(*module));
     bounds.arena_bytes = std::max(bounds.arena_bytes, others_.arena_bytes);
     bounds.lower_bound_bytes = std::max(bounds.lower_bound_bytes, others_.arena_bytes);
-    bounds_[candidate] = bounds;
+    known.bounds = bounds;
   }
-  return *bounds_[candidate];
+  return *known.bounds;
 }
 
 absl::StatusOr<bool> RematBudget::IsSmaller(size_t a, size_t b) {
@@ -207,7 +204,7 @@ absl::Status RematBudget::PlanAll(size_t first, size_t last) {
     smallest = plan.arena_bytes;
     if (kept != i) {
       candidates_[kept] = std::move(candidates_[i]);
-      plans_[kept] = plan;  // Nobody asks for its bounds any more.
+      known_[kept] = std::move(known_[i]);
     }
     ++kept;
   }
@@ -215,8 +212,7 @@ absl::Status RematBudget::PlanAll(size_t first, size_t last) {
     list.erase(list.begin() + static_cast<int64_t>(kept), list.begin() + static_cast<int64_t>(last));
   };
   erase(candidates_);
-  erase(plans_);
-  erase(bounds_);
+  erase(known_);
   if (last <= ungrouped_) ungrouped_ -= last - kept;
   return absl::OkStatus();
 }
@@ -232,8 +228,7 @@ absl::Status RematBudget::PrepareGrouped() {
       ++kept;
     }
     candidates_.resize(kept);
-    plans_.resize(kept);
-    bounds_.resize(kept);
+    known_.resize(kept);
   }
   return PlanAll(ungrouped_, candidates_.size());
 }

@@ -65,9 +65,12 @@ class RematBudget {
   PassContext unused_;
   RematProblem problem_;
   std::vector<RematChoice> candidates_;
-  std::vector<std::optional<MemoryPlan>> plans_, bounds_;
-  MemoryPlan others_;     // Of the module's other graphs: a floor under the arena.
-  size_t ungrouped_ = 0;  // Candidates before the first with groups.
+  struct Known {
+    std::optional<MemoryPlan> plan, bounds;  // Of PlanOf and BoundsOf.
+  };
+  std::vector<Known> known_;  // Of each candidate.
+  MemoryPlan others_;         // Of the module's other graphs: a floor under the arena.
+  size_t ungrouped_ = 0;      // Candidates before the first with groups.
   bool grouped_ready_ = false;
   double solver_seconds_ = 0;
   int64_t planned_ = 0;

@@ -28,7 +28,6 @@ namespace {
 namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
 
-constexpr char kManifestName[] = "manifest.json";
 constexpr char kTemporary[] = ".tmp";
 constexpr int64_t kMaxManifestBytes = int64_t{16} << 20;
 // Beside the tensors: headers, the manifest, the folder.
@@ -121,7 +120,7 @@ absl::Status WriteManifest(const std::string& folder, const Checkpoint& checkpoi
   const std::string whole = absl::StrCat(absl::string_view(text).substr(0, text.size() - 2), ",\n  \"crc32c\": \"",
                                          absl::StrFormat("%08x", Crc32c(text)), "\"\n}\n");
   ASSIGN_OR_RETURN(const std::unique_ptr<AtomicFile> file,
-                   AtomicFile::Create(absl::StrCat(folder, "/", kManifestName), files));
+                   AtomicFile::Create(absl::StrCat(folder, "/", kCheckpointManifestFile), files));
   RETURN_IF_ERROR(file->Append(whole));
   return file->Commit();
 }
@@ -183,7 +182,7 @@ absl::Status WriteCheckpoint(const std::string& folder, const Checkpoint& checkp
 }
 
 absl::StatusOr<std::unique_ptr<CheckpointReader>> CheckpointReader::Open(const std::string& path) {
-  const std::string manifest_path = absl::StrCat(path, "/", kManifestName);
+  const std::string manifest_path = absl::StrCat(path, "/", kCheckpointManifestFile);
   const auto fault = [](const auto&... parts) { return absl::FailedPreconditionError(absl::StrCat(parts...)); };
   absl::StatusOr<std::string> text = ReadFile(manifest_path, kMaxManifestBytes);
   if (!text.ok()) return fault(text.status().message());

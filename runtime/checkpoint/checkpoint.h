@@ -19,6 +19,7 @@ namespace mt {
 
 inline constexpr char kWeightsFile[] = "model.safetensors";
 inline constexpr char kOptimizerFile[] = "optimizer.safetensors";
+inline constexpr char kCheckpointManifestFile[] = "manifest.json";
 
 // A state with its logical shape: padding is left out.
 struct SavedState {

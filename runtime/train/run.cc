@@ -131,6 +131,7 @@ class Run {
   const std::string plan_path_;
   std::string data_, out_;
   Manifest manifest_;
+  std::unique_ptr<Tokenizer> tokenizer_;  // The corpus's.
   // A run without --schedule has one stage, whose plan is the executor's alone.
   std::vector<RunStage> stages_;
   struct StageRecord {
@@ -669,14 +670,14 @@ absl::Status Run::Execute(proto::PlanProto plan) {
   ASSIGN_OR_RETURN(manifest_, ReadManifest(data_));
   ASSIGN_OR_RETURN(stages_, ReadStages(args_.String("schedule"), plan_path_, std::move(plan)));
   for (const RunStage& stage : stages_) RETURN_IF_ERROR(CheckVocabulary(stage.plan, stage.path, manifest_, data_));
-  RETURN_IF_ERROR(LoadCorpusTokenizer(data_, manifest_).status());
+  ASSIGN_OR_RETURN(tokenizer_, LoadCorpusTokenizer(data_, manifest_));
   records_.resize(stages_.size());
   options_ = OptionsFromArgs(args_);
   RETURN_IF_ERROR(PlanSteps());
   identity_ = RunIdentity(stages_, manifest_, options_);
   RETURN_IF_ERROR(OpenOut());
   if (folder_ != nullptr && !folder_->finished().is_null()) return PrintFinished(folder_->finished());
-  ASSIGN_OR_RETURN(samples_, Samples::Create(data_, manifest_, args_));
+  ASSIGN_OR_RETURN(samples_, Samples::Create(*tokenizer_, args_));
   if (args_.String("debug-arena") == "guard" && args_.Bool("measure")) {
     return absl::InvalidArgumentError(
         "--measure looks at the plan's arena, and --debug-arena guard has none: leave one of them out");
@@ -693,7 +694,7 @@ absl::Status Run::Execute(proto::PlanProto plan) {
   if (args_.Has("generate")) {
     std::signal(SIGINT, OnSignal);
     std::signal(SIGTERM, OnSignal);
-    return GenerateTexts(*executor_, data_, manifest_, args_, [] { return interrupted != 0; });
+    return GenerateTexts(*executor_, *tokenizer_, args_, [] { return interrupted != 0; });
   }
   RETURN_IF_ERROR(
       trainer_->Prepare(options_.scalars));  // A corpus that cannot be read fails before anything is written.

@@ -101,7 +101,7 @@ absl::Status CheckTrainedTokenizer(const std::string& weights, const nlohmann::j
 
 nlohmann::json IdentityBeside(const std::string& weights_path) {
   const fs::path folder = fs::path(weights_path).parent_path();
-  for (const char* file : {kSummaryFile, "manifest.json"}) {  // Of a run, of a checkpoint.
+  for (const char* file : {kSummaryFile, kCheckpointManifestFile}) {  // Of a run, of a checkpoint.
     const absl::StatusOr<std::string> text = ReadFile((folder / file).string(), int64_t{64} << 20);
     if (!text.ok()) continue;
     absl::StatusOr<nlohmann::json> json = ParseStrictJson(*text);

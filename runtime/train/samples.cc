@@ -41,11 +41,10 @@ std::string ValidText(absl::string_view text) {
 
 }  // namespace
 
-absl::Status GenerateTexts(Executor& executor, const std::string& data, const Manifest& manifest,
-                           const ParsedArgs& args, const std::function<bool()>& interrupted) {
+absl::Status GenerateTexts(Executor& executor, const Tokenizer& tokenizer, const ParsedArgs& args,
+                           const std::function<bool()>& interrupted) {
   ASSIGN_OR_RETURN(const GenerateOptions options, GenerateOptionsOf(args));
-  ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer, LoadCorpusTokenizer(data, manifest));
-  ASSIGN_OR_RETURN(const std::unique_ptr<Generator> generator, Generator::Create(executor, *tokenizer));
+  ASSIGN_OR_RETURN(const std::unique_ptr<Generator> generator, Generator::Create(executor, tokenizer));
   const auto one = [&](const std::string& prompt) -> absl::Status {
     const auto print = [](absl::string_view part) {
       std::fwrite(part.data(), 1, part.size(), stdout);
@@ -73,19 +72,17 @@ absl::Status GenerateTexts(Executor& executor, const std::string& data, const Ma
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::unique_ptr<Samples>> Samples::Create(const std::string& data, const Manifest& manifest,
-                                                         const ParsedArgs& args) {
-  auto samples = std::unique_ptr<Samples>(new Samples);
+absl::StatusOr<std::unique_ptr<Samples>> Samples::Create(const Tokenizer& tokenizer, const ParsedArgs& args) {
+  auto samples = std::unique_ptr<Samples>(new Samples(tokenizer));
   samples->every_ = args.Int("sample-every");
   if (samples->every_ == 0) return std::unique_ptr<Samples>();
   samples->prompt_ = args.String("sample-prompt");
   ASSIGN_OR_RETURN(samples->options_, GenerateOptionsOf(args));
-  ASSIGN_OR_RETURN(samples->tokenizer_, LoadCorpusTokenizer(data, manifest));
   return samples;
 }
 
 absl::Status Samples::Use(Executor& executor) {
-  ASSIGN_OR_RETURN(generator_, Generator::Create(executor, *tokenizer_));
+  ASSIGN_OR_RETURN(generator_, Generator::Create(executor, tokenizer_));
   return absl::OkStatus();
 }
 

@@ -11,23 +11,22 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "ir/base/flags.h"
-#include "runtime/data/corpus.h"
+#include "runtime/data/tokenizer.h"
 #include "runtime/executor.h"
 #include "runtime/train/generate.h"
 
 namespace mt {
 
 // --generate: its text, or each line of stdin for "-", goes on, on stdout as it is drawn; what there is to say of it on
-// stderr. Errors: as Generator's, LoadCorpusTokenizer's; Cancelled where `interrupted`.
-absl::Status GenerateTexts(Executor& executor, const std::string& data, const Manifest& manifest,
-                           const ParsedArgs& args, const std::function<bool()>& interrupted);
+// stderr. Errors: as Generator's; Cancelled where `interrupted`.
+absl::Status GenerateTexts(Executor& executor, const Tokenizer& tokenizer, const ParsedArgs& args,
+                           const std::function<bool()>& interrupted);
 
 // --sample-every and --sample-prompt.
 class Samples {
  public:
-  // Null where none are asked for. Errors: as GenerateTexts.
-  static absl::StatusOr<std::unique_ptr<Samples>> Create(const std::string& data, const Manifest& manifest,
-                                                         const ParsedArgs& args);
+  // Null where none are asked for. `tokenizer` must outlive it. Errors: InvalidArgument (a flag's value).
+  static absl::StatusOr<std::unique_ptr<Samples>> Create(const Tokenizer& tokenizer, const ParsedArgs& args);
 
   // The plan to generate with from here on.
   absl::Status Use(Executor& executor);
@@ -36,12 +35,12 @@ class Samples {
   absl::StatusOr<std::string> Take();
 
  private:
-  Samples() = default;
+  explicit Samples(const Tokenizer& tokenizer) : tokenizer_(tokenizer) {}
 
+  const Tokenizer& tokenizer_;
   int64_t every_ = 1;
   std::string prompt_;
   GenerateOptions options_;
-  std::unique_ptr<Tokenizer> tokenizer_;
   std::unique_ptr<Generator> generator_;
 };
 
