@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <numeric>
 #include <string>
 #include <thread>
 #include <utility>
@@ -106,9 +107,15 @@ absl::Status CompileModules(proto::CudaCodeProto& code, const Target& target, st
   }
   const int count = code.modules_size();
   std::vector<absl::Status> statuses(static_cast<size_t>(count));
+  // The longest first, so that no thread ends with one while the others wait.
+  std::vector<int> order(static_cast<size_t>(count));
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int a, int b) { return code.modules(a).source().size() > code.modules(b).source().size(); });
   std::atomic<int> next{0};
   const auto work = [&] {
-    for (int i = next++; i < count; i = next++) {
+    for (int n = next++; n < count; n = next++) {
+      const int i = order[static_cast<size_t>(n)];
       proto::CudaModuleProto& module = *code.mutable_modules(i);
       absl::StatusOr<std::string> cubin = CompileCudaSource(module.source(), target);
       if (!cubin.ok()) {
