@@ -5,12 +5,16 @@ best of the rounds, and how many texts have other ids.
 
   tokenizer_peer.py BENCH TEXTS TOKENIZER ... [--rounds N]
 
-BENCH is build/bin/tokenizer_bench; TEXTS are UTF-8 separated by NUL (mixed_text.py makes them); a TOKENIZER is the
-folder of a byte-level tokenizer.json (a corpus of mtcorpus prep --tokenizer bpe:N has one), or a SentencePiece BPE
-model, FILE.model. Exits with 1 where an id differs; the code points around the first ones go to stderr.
+BENCH is build/bin/tokenizer_bench; TEXTS are UTF-8 separated by NUL (mixed_text.py makes them); a TOKENIZER is
+  FOLDER           of a byte-level tokenizer.json (a corpus of mtcorpus prep --tokenizer bpe:N has one), or of GPT-2's
+                   published encoder.json and vocab.bpe
+  STEM.tiktoken    cl100k_base, ...: ranks that OpenAI published; tiktoken checks their hash
+  FILE.model       SentencePiece BPE
+Exits with 1 where an id differs; the first ones go to stderr with the texts that they stand for.
 """
 import argparse
 import array
+import hashlib
 import json
 import os
 import platform
@@ -22,6 +26,8 @@ import time
 os.environ.update(RAYON_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
 import sentencepiece  # noqa: E402
 import tiktoken  # noqa: E402
+import tiktoken.load  # noqa: E402
+import tiktoken_ext.openai_public  # noqa: E402
 import tokenizers  # noqa: E402
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -34,23 +40,42 @@ def byte_names():
     return names
 
 
-def pattern_of(pre_tokenizer):
-    """The Regex of a Split among the steps; else GPT-2's."""
-    for step in pre_tokenizer.get("pretokenizers", [pre_tokenizer]):
-        if step["type"] == "Split":
-            return step["pattern"]["Regex"]
-    return GPT2
-
-
 def of_tiktoken(path):
+    """Of a tokenizer.json. None where tiktoken has no such thing: a normalizer, more than one split."""
     with open(path) as f:
         file = json.load(f)
+    steps = file["pre_tokenizer"].get("pretokenizers", [file["pre_tokenizer"]])
+    patterns = [step["pattern"]["Regex"] for step in steps if step["type"] == "Split"]
+    patterns += [GPT2 for step in steps if step["type"] == "ByteLevel" and step.get("use_regex", True)]
+    normalizer = file.get("normalizer") or {"normalizers": []}
+    if len(patterns) != 1 or normalizer.get("normalizers") != []:
+        return None
     names = byte_names()
     special = {t["content"]: t["id"] for t in file["added_tokens"]}
     ranks = {bytes(names[c] for c in t): i for t, i in file["model"]["vocab"].items() if t not in special}
-    pattern = pattern_of(file["pre_tokenizer"])
-    encoding = tiktoken.Encoding("own", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
+    encoding = tiktoken.Encoding("own", pat_str=patterns[0], mergeable_ranks=ranks, special_tokens=special)
     return encoding.encode_ordinary
+
+
+def of_published(name, files):
+    """tiktoken's own definition of an encoding; what it would fetch is in `files`, by the ends of the addresses."""
+    def read(url, expected_hash=None):
+        path = next(path for end, path in files.items() if url.endswith(end))
+        with open(path, "rb") as f:
+            contents = f.read()
+        if not tiktoken.load.check_hash(contents, expected_hash):
+            sys.exit(f"{path}: is not the file that was published as {url}")
+        return contents
+
+    tiktoken.load.read_file_cached = read
+    return tiktoken.Encoding(**tiktoken_ext.openai_public.ENCODING_CONSTRUCTORS[name]()).encode_ordinary
+
+
+def of_gpt2_files(folder):
+    bpe = tokenizers.models.BPE.from_file(f"{folder}/encoder.json", f"{folder}/vocab.bpe")
+    tokenizer = tokenizers.Tokenizer(bpe)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return lambda text: tokenizer.encode(text, add_special_tokens=False).ids
 
 
 def of_tokenizers(path):
@@ -61,6 +86,23 @@ def of_tokenizers(path):
 
 def of_sentencepiece(path):
     return sentencepiece.SentencePieceProcessor(model_file=path).encode
+
+
+def peers_of(path):
+    """The name, how tokenizer_bench calls it, its files, and the peers by their names."""
+    name = os.path.basename(os.path.normpath(path))
+    if path.endswith(".model"):
+        return name, "spm:" + path, [path], {"sentencepiece": of_sentencepiece(path)}
+    if path.endswith(".tiktoken"):
+        stem = name.split(".")[-2]
+        return name, path, [path], {"tiktoken": of_published(stem, {f"/{stem}.tiktoken": path})}
+    file = os.path.join(path, "tokenizer.json")
+    if os.path.exists(file):
+        peers = {"tokenizers": of_tokenizers(file), "tiktoken": of_tiktoken(file)}
+        return name, "hf:" + path, [file], {k: v for k, v in peers.items() if v}
+    files = {f: os.path.join(path, f) for f in ("encoder.json", "vocab.bpe")}
+    peers = {"tokenizers": of_gpt2_files(path), "tiktoken": of_published("gpt2", files)}
+    return name, "hf:" + path, [*files.values()], peers
 
 
 def ours_of(bench, spec, texts):
@@ -102,12 +144,7 @@ def main():
     versions = {m.__name__: m.__version__ for m in (tokenizers, tiktoken, sentencepiece)}
     bad = 0
     for path in args.tokenizers:
-        if path.endswith(".model"):
-            name, spec, peers = "spm", "spm:" + path, {"sentencepiece": of_sentencepiece(path)}
-        else:
-            file = os.path.join(path, "tokenizer.json")
-            name, spec = os.path.basename(os.path.normpath(path)), "hf:" + path
-            peers = {"tokenizers": of_tokenizers(file), "tiktoken": of_tiktoken(file)}
+        name, spec, files, peers = peers_of(path)
         best, differ = {}, {}
         for round_ in range(args.rounds):
             ours, ids = ours_of(args.bench, spec, args.texts)
@@ -123,7 +160,8 @@ def main():
                 if round_ == 0:
                     differ[peer] = differing(texts, ids, rows, peer)
         bad += sum(differ.values())
-        print(json.dumps({"case": name, "tokenizer": ours["tokenizer"], "bytes": size, "texts": len(texts),
+        hashes = {os.path.basename(f): hashlib.sha256(open(f, "rb").read()).hexdigest() for f in files}
+        print(json.dumps({"case": name, "tokenizer": ours["tokenizer"], "sha256": hashes, "bytes": size, "texts": len(texts),
                           "tokens": ours["tokens"], "rounds": args.rounds,
                           "megabytes_per_second": {k: round(v, 2) for k, v in best.items()},
                           "texts_that_differ": differ, "versions": versions, "load": round(os.getloadavg()[0], 2),

@@ -100,14 +100,18 @@ class Literals {
   std::array<std::vector<size_t>, 256> lengths_;  // By first byte, descending.
 };
 
-// Form C, or the text itself where every code point is below U+0300.
-absl::string_view Nfc(absl::string_view text, std::string* storage) {
-  const bool plain = std::all_of(text.begin(), text.end(), [](char c) { return static_cast<uint8_t>(c) < 0xCC; });
-  if (plain) return text;
+// The text in the form, or itself where every code point is below U+0300 (form C) or ASCII.
+absl::string_view Normalized(absl::string_view text, BpeModel::Form form, std::string* storage) {
+  if (form == BpeModel::Form::kNone) return text;
+  const bool compatible = form == BpeModel::Form::kNfkc;
+  const uint8_t end_of_plain = compatible ? 0x80 : 0xCC;
+  if (std::all_of(text.begin(), text.end(), [&](char c) { return static_cast<uint8_t>(c) < end_of_plain; })) {
+    return text;
+  }
   utf8proc_uint8_t* out = nullptr;
-  const utf8proc_ssize_t size =
-      utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(text.data()), static_cast<utf8proc_ssize_t>(text.size()),
-                   &out, static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
+  const utf8proc_ssize_t size = utf8proc_map(
+      reinterpret_cast<const utf8proc_uint8_t*>(text.data()), static_cast<utf8proc_ssize_t>(text.size()), &out,
+      static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE | (compatible ? UTF8PROC_COMPAT : 0)));
   CHECK_GE(size, 0) << "normalization: " << utf8proc_errmsg(size);
   storage->assign(reinterpret_cast<const char*>(out), static_cast<size_t>(size));
   std::free(out);
@@ -233,12 +237,14 @@ class BpeTokenizer : public Tokenizer {
       const auto found = character_ids_.find(c);
       low_ids_[static_cast<size_t>(c)] = found == character_ids_.end() ? kNoToken : found->second;
     }
-    absl::flat_hash_map<int32_t, int32_t> ranks;  // Of results.
+    const absl::flat_hash_set<int32_t> tied(model_.tied.begin(), model_.tied.end());
+    int32_t rank = 0;
     by_pair_.Reserve(model_.rules.size());
     for (size_t i = 0; i < model_.rules.size(); ++i) {
       const BpeModel::Rule& rule = model_.rules[i];
-      int32_t rank = static_cast<int32_t>(i);
-      if (model_.rank_by_result) rank = ranks.insert({rule.id, rank}).first->second;
+      const bool equal =
+          model_.rank_by_result && i > 0 && (rule.id == model_.rules[i - 1].id || tied.contains(rule.id));
+      if (!equal) rank = static_cast<int32_t>(i);
       by_pair_.Add(rule.left, rule.right, {rank, rule.id});
     }
     if (characters_) {
@@ -327,8 +333,9 @@ uint64_t BpeTokenizer::hash() const {
   std::string head = absl::StrCat("bpe ", end_of_document(), " ", pre_tokenizer_->Fingerprint());
   if (characters_) head += "\ncharacters";
   if (model_.rank_by_result) head += "\nrank by result";
+  for (const int32_t id : model_.tied) absl::StrAppend(&head, "\ntied ", id);
   if (model_.ignore_merges) head += "\nignore merges";
-  if (model_.nfc) head += "\nnfc";
+  if (model_.form != BpeModel::Form::kNone) head += model_.form == BpeModel::Form::kNfc ? "\nnfc" : "\nnfkc";
   if (model_.collapse_spaces) head += "\ncollapse spaces";
   if (model_.prefix != BpeModel::Prefix::kNone) absl::StrAppend(&head, "\nprefix ", static_cast<int>(model_.prefix));
   if (model_.prefix_unless_space) head += "\nunless space";
@@ -359,7 +366,7 @@ void BpeTokenizer::EncodePart(absl::string_view text, bool continued, std::vecto
   };
   const auto gap = [&](absl::string_view segment) {
     std::string storage;
-    if (model_.nfc) segment = Nfc(segment, &storage);
+    segment = Normalized(segment, model_.form, &storage);
     normalized_literals_.Split(
         segment,
         [&](absl::string_view part) {

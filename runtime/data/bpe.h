@@ -35,14 +35,16 @@ struct BpeModel {
   struct Rule {
     int32_t left, right, id;
   };
+  enum class Form { kNone, kNfc, kNfkc };        // Of Unicode's normalization.
   enum class Prefix { kNone, kText, kSegment };  // A space before the text, or before each stretch between literals.
 
   Unit unit = Unit::kByte;
   std::vector<Token> tokens;     // By id.
   std::vector<Rule> rules;       // In the order of their ranks.
-  bool rank_by_result = false;   // Rules of one result have one rank: the leftmost goes first.
+  bool rank_by_result = false;   // Neighbouring rules of one result have one rank: the leftmost goes first.
+  std::vector<int32_t> tied;     // With rank_by_result: results whose rules have the rank of the rules before them.
   bool ignore_merges = false;    // A word that is a token is that token.
-  bool nfc = false;              // Unicode's normalization form C first.
+  Form form = Form::kNone;       // Of the text, first.
   bool collapse_spaces = false;  // Runs of spaces become one, those at both ends none.
   Prefix prefix = Prefix::kNone;
   bool prefix_unless_space = false;  // Only where there is no space yet.

@@ -33,7 +33,7 @@ class Tokenizer {
   // Of tokens, merges and pattern, not of the file's layout: equal hashes give equal ids for every text.
   virtual uint64_t hash() const = 0;
 
-  // Appends the ids of `text`. Any bytes: BPE over bytes is lossless but for what its file asks for (NFC); over
+  // Appends the ids of `text`. Any bytes: BPE over bytes is lossless but for what its file asks for (NFC, NFKC); over
   // characters each invalid byte becomes U+FFFD; for "char", code points that were not in the training text and invalid
   // UTF-8 become the <unk> id. One thread at a time (BPE keeps a cache of words).
   void Encode(absl::string_view text, std::vector<int32_t>* ids) const { EncodePart(text, /*continued=*/false, ids); }

@@ -222,13 +222,10 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> ParseSentencePiece(absl::string_view 
     }
   }
   AddRulesByResult(ids, ranked, &model);
-  for (size_t i = 1; i < model.rules.size(); ++i) {
+  for (size_t i = 1; i < model.rules.size(); ++i) {  // Llama 2's and Mistral's runs of spaces have one score.
     const int32_t before = model.rules[i - 1].id;
     const int32_t id = model.rules[i].id;
-    if (before != id && file.pieces(before).score() == file.pieces(id).score()) {
-      return unsupported(absl::StrCat("one score for two pieces (", Quoted(file.pieces(before).piece()), ", ",
-                                      Quoted(file.pieces(id).piece()), ")"));
-    }
+    if (before != id && file.pieces(before).score() == file.pieces(id).score()) model.tied.push_back(id);
   }
   const int32_t end = trainer.eos_id();
   if (end < 0 || end >= file.pieces_size() || file.pieces(end).type() != Type::CONTROL) {

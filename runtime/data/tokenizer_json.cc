@@ -11,6 +11,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
 #include "ir/base/status_macros.h"
@@ -25,6 +26,7 @@ using nlohmann::json;
 constexpr char kUnderscore[] = "\xE2\x96\x81";  // U+2581, SentencePiece's space.
 constexpr char kEndMark[] = "mt_end_of_document";
 constexpr char kRankMark[] = "mt_rank_by_result";
+constexpr char kTiedMark[] = "mt_tied";
 constexpr char kOnceMark[] = "mt_prefix_once";
 constexpr char kCollapseMark[] = "mt_collapse_spaces";
 constexpr const char* kUsualEnds[] = {kEndOfDocument, "<|end_of_text|>", "</s>", "<eos>"};
@@ -81,14 +83,14 @@ absl::StatusOr<std::vector<json>> Sequence(const json& object, const char* where
   return std::vector<json>(members.begin(), members.end());
 }
 
-// "normalizer": nothing, NFC, or Llama 2's prepended and replaced spaces.
+// "normalizer": nothing, NFC, NFKC, or Llama 2's prepended and replaced spaces.
 absl::Status ReadNormalizer(const json& normalizer, BpeModel* model) {
   ASSIGN_OR_RETURN(const std::vector<json> steps, Sequence(normalizer, "normalizer", "normalizers"));
   bool replaces = false;
   for (const json& step : steps) {
     const json& type = Member(step, "type");
-    if (type == "NFC" && !replaces && model->prefix == BpeModel::Prefix::kNone) {
-      model->nfc = true;
+    if ((type == "NFC" || type == "NFKC") && !replaces && model->prefix == BpeModel::Prefix::kNone) {
+      model->form = std::max(model->form, type == "NFC" ? BpeModel::Form::kNfc : BpeModel::Form::kNfkc);
     } else if (type == "Prepend" && Member(step, "prepend") == kUnderscore) {
       model->prefix = BpeModel::Prefix::kSegment;
       model->unit = BpeModel::Unit::kCharacter;
@@ -131,7 +133,7 @@ absl::Status ReadPreTokenizer(const json& pre_tokenizer, BpeModel* model) {
       if (scheme != "first" && scheme != "never" && scheme != "always") {
         return unsupported(absl::StrCat(" with \"prepend_scheme\" ", Text(scheme)));
       }
-      if (model->nfc) return unsupported(" after a normalizer");
+      if (model->form != BpeModel::Form::kNone) return unsupported(" after a normalizer");
       if (model->unit == BpeModel::Unit::kCharacter) return unsupported(" after a normalizer that replaces spaces");
       model->unit = BpeModel::Unit::kCharacter;
       model->prefix = scheme == "first"    ? BpeModel::Prefix::kText
@@ -218,6 +220,13 @@ absl::Status ReadAddedTokens(const json& added, absl::string_view wanted, BpeMod
       model->end_of_document = static_cast<int32_t>(at);
       slot.kind = BpeModel::Kind::kSpecial;
       model->rank_by_result = Member(token, kRankMark) == true;
+      model->tied.clear();
+      for (const json& tied : Member(token, kTiedMark)) {
+        if (!tied.is_number_unsigned() || tied.get<uint64_t>() >= static_cast<uint64_t>(kMaxVocabSize)) {
+          return Fault("\"", kTiedMark, "\" of added token ", Text(content), " has ", Text(tied), ", which is no id");
+        }
+        model->tied.push_back(tied.get<int32_t>());
+      }
       if (Member(token, kOnceMark) == true && model->prefix != BpeModel::Prefix::kNone) {
         model->prefix = BpeModel::Prefix::kText;
       }
@@ -235,7 +244,7 @@ absl::Status ReadAddedTokens(const json& added, absl::string_view wanted, BpeMod
   if (model->end_of_document < 0) {
     return Fault("there is no added token ",
                  wanted.empty() ? "<|endoftext|>, <|end_of_text|>, </s> or <eos>" : Text(json(std::string(wanted))),
-                 " to end documents");
+                 " to end documents; name one that there is as \"eos_token\" in a tokenizer_config.json beside it");
   }
   return absl::OkStatus();
 }
@@ -425,6 +434,9 @@ std::string WriteTokenizerJson(const BpeModel& model) {
   const auto mark = [&](const char* key) { absl::StrAppend(&marks, ", \"", key, "\": true"); };
   const bool once = characters && model.prefix == BpeModel::Prefix::kText && !model.prefix_unless_space;
   if (model.rank_by_result) mark(kRankMark);
+  if (!model.tied.empty()) {
+    absl::StrAppend(&marks, ", \"", kTiedMark, "\": [", absl::StrJoin(model.tied, ", "), "]");
+  }
   if (once) mark(kOnceMark);
   if (model.collapse_spaces) mark(kCollapseMark);
   const std::string& end = model.tokens[static_cast<size_t>(model.end_of_document)].text;
@@ -470,7 +482,8 @@ std::string WriteTokenizerJson(const BpeModel& model) {
             : ", {\"type\": \"Strip\", \"content\": \" \", \"start\": 1, \"stop\": 0}",
         "]}");
   } else {
-    if (model.nfc) normalizer = "{\"type\": \"NFC\"}";
+    if (model.form == BpeModel::Form::kNfc) normalizer = "{\"type\": \"NFC\"}";
+    if (model.form == BpeModel::Form::kNfkc) normalizer = "{\"type\": \"NFKC\"}";
     const bool gpt2 = model.split.size() == 1 && model.split[0].pattern == kGpt2Pattern && !model.split[0].drop_gaps;
     const auto byte_level = [&](bool use_regex) {
       return absl::StrCat("{\"type\": \"ByteLevel\", \"add_prefix_space\": ",
