@@ -618,11 +618,12 @@ TEST(PreTokenizer, PublishedPatternsAreTheSameWithAndWithoutPcre) {
     splitter.Split(text, [&](absl::string_view word) { out.emplace_back(word); });
     return out;
   };
-  const char* parts[] = {" ",       "  ",         "\n", "\t",     "'",       "'s",     "'ll",    "'L",
-                         "'\u017f", "'Re",        "a",  "Zz",     "ż",       "9",      "123456", "½",
-                         "!",       "...",        "😀",  "\u00a0", "\u2028",  "\u3000", "\u1c89", "\r",
-                         "\r\n",    "\U0001e5f1", "한", "_",      "e\u0301", "\u180e", "\x1c",   "\u0085"};
-  for (const char* pattern : {kGpt2Pattern, kCl100kPattern}) {
+  const char* parts[] = {" ",       "  ",         "\n",     "\t",     "'",       "'s",     "'ll",    "'L",
+                         "'\u017f", "'Re",        "a",      "Zz",     "ż",       "9",      "123456", "½",
+                         "!",       "...",        "😀",      "\u00a0", "\u2028",  "\u3000", "\u1c89", "\r",
+                         "\r\n",    "\U0001e5f1", "한",     "_",      "e\u0301", "\u180e", "\x1c",   "\u0085",
+                         "B",       "\u0301",     "\u01c5", "\u02b0", "\u05d0",  "/",      "\u0903", "q"};
+  for (const char* pattern : {kGpt2Pattern, kCl100kPattern, kO200kPattern}) {
     ASSERT_OK_AND_ASSIGN(const auto own, PreTokenizer::Create({{pattern}}));
     ASSERT_OK_AND_ASSIGN(const auto pcre, PreTokenizer::Create({{absl::StrCat("(?:", pattern, ")")}}));
     std::mt19937 random(8);

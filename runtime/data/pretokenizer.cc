@@ -198,12 +198,29 @@ struct PreTokenizer::Compiled {
 // each page of 256 code points.
 class PreTokenizer::Classes {
  public:
-  enum Class : uint8_t { kOther, kLetter, kNumber, kSpace };
+  // Of one character one bit, of several classes several.
+  enum Class : uint8_t {
+    kOther = 1,
+    kMark = 2,
+    kUpper = 4,      // Lu, Lt.
+    kLower = 8,      // Ll.
+    kCaseless = 16,  // Lm, Lo.
+    kNumber = 32,
+    kSpace = 64,
+    kLetter = kUpper | kLower | kCaseless,
+    kSymbol = kOther | kMark,
+    kCapital = kUpper | kCaseless | kMark,  // kO200kPattern's two kinds of letters.
+    kSmall = kLower | kCaseless | kMark,
+  };
 
   static absl::StatusOr<std::unique_ptr<Classes>> Create() {
     std::unique_ptr<Classes> classes(new Classes);
-    for (const char* pattern : {"\\p{L}", "\\p{N}", "\\s"}) {
-      ASSIGN_OR_RETURN(classes->members_.emplace_back(), PreTokenizer::Create({{pattern}}));
+    constexpr std::pair<Class, const char*> kPatterns[] = {{kMark, "\\p{M}"},   {kUpper, "[\\p{Lu}\\p{Lt}]"},
+                                                           {kLower, "\\p{Ll}"}, {kCaseless, "[\\p{Lm}\\p{Lo}]"},
+                                                           {kNumber, "\\p{N}"}, {kSpace, "\\s"}};
+    for (const auto& [k, pattern] : kPatterns) {
+      ASSIGN_OR_RETURN(std::unique_ptr<PreTokenizer> members, PreTokenizer::Create({{pattern}}));
+      classes->members_.emplace_back(k, std::move(members));
     }
     for (int32_t c = 0; c < 0x80; ++c) classes->ascii_[static_cast<size_t>(c)] = classes->Of(c);
     return classes;
@@ -223,7 +240,7 @@ class PreTokenizer::Classes {
   // The end of the run of `wanted` from `from` on.
   size_t EndOfRun(absl::string_view text, size_t from, Class wanted) {
     size_t size = 0;
-    while (from < text.size() && At(text, from, &size) == wanted) from += size;
+    while (from < text.size() && (At(text, from, &size) & wanted) != 0) from += size;
     return from;
   }
   // \s+(?!\S)|\s+ at white space: the last of several goes with what follows.
@@ -234,6 +251,34 @@ class PreTokenizer::Classes {
       end += size;
     }
     return end < text.size() && last > at ? last : end;
+  }
+  // \s*[\r\n]+|\s+(?!\S)|\s+ at white space: up to the last line break of the run, if it has one.
+  size_t EndOfLines(absl::string_view text, size_t at) {
+    for (size_t i = EndOfRun(text, at, kSpace); i > at; --i) {
+      if (text[i - 1] == '\r' || text[i - 1] == '\n') return i;
+    }
+    return EndOfSpace(text, at);
+  }
+  // \p{N}{1,3} at a number.
+  size_t EndOfNumber(absl::string_view text, size_t at) {
+    size_t size = 0;
+    for (int digits = 0; digits < 3 && at < text.size() && At(text, at, &size) == kNumber; ++digits) at += size;
+    return at;
+  }
+  // Whether kCapital*kSmall+ matches at `at`, the longest kCapital* first; *end is its end, else that of kCapital*.
+  bool EndsInSmall(absl::string_view text, size_t at, size_t* end) {
+    size_t last = at, size = 0;  // last: the end of the last character of both kinds.
+    Class c = kOther;
+    for (*end = at; *end < text.size() && ((c = At(text, *end, &size)) & kCapital) != 0;) {
+      *end += size;
+      if (c != kUpper) last = *end;
+    }
+    if (*end < text.size() && c == kLower) {
+      *end = EndOfRun(text, *end, kSmall);
+      return true;
+    }
+    if (last > at) *end = last;
+    return last > at;
   }
 
  private:
@@ -246,20 +291,21 @@ class PreTokenizer::Classes {
   }
   std::unique_ptr<Page> MakePage(int32_t first) const {
     auto page = std::make_unique<Page>();
+    page->fill(kOther);
     for (int32_t i = 0; i < 256; ++i) {
       const int32_t c = first + i;
       if (c >= 0xD800 && c < 0xE000) continue;
       std::string text;
       AppendUtf8(c, &text);
       size_t begin = 0, end = 0;
-      for (const Class k : {kLetter, kNumber, kSpace}) {
-        if (members_[k - 1]->Match(0, text, 0, &begin, &end)) (*page)[static_cast<size_t>(i)] = k;
+      for (const auto& [k, members] : members_) {
+        if (members->Match(0, text, 0, &begin, &end)) (*page)[static_cast<size_t>(i)] = k;
       }
     }
     return page;
   }
 
-  std::vector<std::unique_ptr<PreTokenizer>> members_;  // Of kLetter, kNumber and kSpace.
+  std::vector<std::pair<Class, std::unique_ptr<PreTokenizer>>> members_;
   std::array<Class, 128> ascii_;
   std::array<std::unique_ptr<Page>, 0x1100> pages_;
 };
@@ -303,8 +349,12 @@ absl::StatusOr<std::unique_ptr<PreTokenizer>> PreTokenizer::Create(std::vector<S
   }
   result->steps_ = std::move(steps);
   if (result->steps_.size() == 1) {
-    result->is_gpt2_ = result->steps_[0].pattern == kGpt2Pattern;
-    if (result->is_gpt2_ || result->steps_[0].pattern == kCl100kPattern) {
+    const std::string& pattern = result->steps_[0].pattern;
+    result->end_of_word_ = pattern == kGpt2Pattern     ? &PreTokenizer::Gpt2Word
+                           : pattern == kCl100kPattern ? &PreTokenizer::Cl100kWord
+                           : pattern == kO200kPattern  ? &PreTokenizer::O200kWord
+                                                       : nullptr;
+    if (result->end_of_word_ != nullptr) {
       ASSIGN_OR_RETURN(result->classes_, Classes::Create());
     }
   }
@@ -329,48 +379,77 @@ size_t PreTokenizer::Gpt2Word(absl::string_view text, size_t at) const {
       if (rest.substr(0, wanted.size()) == wanted) return at + 1 + wanted.size();
     }
   }
+  const auto group = [](Classes::Class c) {
+    return (c & Classes::kLetter) != 0 ? Classes::kLetter : (c & Classes::kSymbol) != 0 ? Classes::kSymbol : c;
+  };
   const Classes::Class first = classes_->At(text, at, &size);
-  if (first != Classes::kSpace) return classes_->EndOfRun(text, at + size, first);
+  if (first != Classes::kSpace) return classes_->EndOfRun(text, at + size, group(first));
   if (text[at] == ' ' && at + 1 < text.size()) {
     const Classes::Class second = classes_->At(text, at + 1, &size);
-    if (second != Classes::kSpace) return classes_->EndOfRun(text, at + 1 + size, second);
+    if (second != Classes::kSpace) return classes_->EndOfRun(text, at + 1 + size, group(second));
   }
   return classes_->EndOfSpace(text, at);
 }
 
+namespace {
+
+bool IsBreak(char c) { return c == '\r' || c == '\n'; }
+
+// The end of (?i:'s|'t|'re|'ve|'m|'ll|'d) at `at`, or `at`.
+size_t EndOfContraction(absl::string_view text, size_t at) {
+  if (at >= text.size() || text[at] != '\'') return at;
+  const std::string rest = absl::AsciiStrToLower(text.substr(at + 1, 2));
+  for (const char* suffix : {"s", "\u017f", "t", "re", "ve", "m", "ll", "d"}) {  // U+017F is an s.
+    const absl::string_view wanted = suffix;
+    if (absl::string_view(rest).substr(0, wanted.size()) == wanted) return at + 1 + wanted.size();
+  }
+  return at;
+}
+
+}  // namespace
+
 size_t PreTokenizer::Cl100kWord(absl::string_view text, size_t at) const {
+  if (const size_t end = EndOfContraction(text, at); end > at) return end;
   size_t size = 0;
-  if (text[at] == '\'') {
-    const std::string rest = absl::AsciiStrToLower(text.substr(at + 1, 2));
-    for (const char* suffix : {"s", "\u017f", "t", "re", "ve", "m", "ll", "d"}) {  // U+017F is an s.
-      const absl::string_view wanted = suffix;
-      if (absl::string_view(rest).substr(0, wanted.size()) == wanted) return at + 1 + wanted.size();
-    }
-  }
-  const auto is_break = [&](size_t i) { return text[i] == '\r' || text[i] == '\n'; };
   const Classes::Class first = classes_->At(text, at, &size);
-  size_t next = at + size;
-  if (first == Classes::kLetter) return classes_->EndOfRun(text, next, Classes::kLetter);
-  if (first == Classes::kNumber) {
-    for (int digits = 1; digits < 3 && next < text.size() && classes_->At(text, next, &size) == Classes::kNumber;
-         ++digits) {
-      next += size;
-    }
-    return next;
-  }
+  const size_t next = at + size;
+  if ((first & Classes::kLetter) != 0) return classes_->EndOfRun(text, next, Classes::kLetter);
+  if (first == Classes::kNumber) return classes_->EndOfNumber(text, at);
   Classes::Class second = Classes::kSpace;
   if (next < text.size()) second = classes_->At(text, next, &size);
-  if (second == Classes::kLetter && !is_break(at)) return classes_->EndOfRun(text, next + size, Classes::kLetter);
-  if (first == Classes::kOther || (text[at] == ' ' && second == Classes::kOther)) {
-    size_t end = classes_->EndOfRun(text, next, Classes::kOther);
-    while (end < text.size() && is_break(end)) ++end;
+  if ((second & Classes::kLetter) != 0 && !IsBreak(text[at])) {
+    return classes_->EndOfRun(text, next + size, Classes::kLetter);
+  }
+  if ((first & Classes::kSymbol) != 0 || (text[at] == ' ' && (second & Classes::kSymbol) != 0)) {
+    size_t end = classes_->EndOfRun(text, next, Classes::kSymbol);
+    while (end < text.size() && IsBreak(text[end])) ++end;
     return end;
   }
-  for (size_t i = classes_->EndOfRun(text, at, Classes::kSpace); i > at;
-       --i) {  // Up to the last line break of the run.
-    if (is_break(i - 1)) return i;
+  return classes_->EndOfLines(text, at);
+}
+
+size_t PreTokenizer::O200kWord(absl::string_view text, size_t at) const {
+  size_t size = 0;
+  const Classes::Class first = classes_->At(text, at, &size);
+  const size_t next = at + size;
+  size_t end = 0;
+  if ((first & Classes::kLetter) != 0) {
+    classes_->EndsInSmall(text, at, &end);
+    return EndOfContraction(text, end);
   }
-  return classes_->EndOfSpace(text, at);
+  if (first == Classes::kNumber) return classes_->EndOfNumber(text, at);
+  if (!IsBreak(text[at])) {  // Goes with letters that follow.
+    if (classes_->EndsInSmall(text, next, &end)) return EndOfContraction(text, end);
+    if (first == Classes::kMark) return EndOfContraction(text, next);  // Is a letter of both kinds itself.
+    if (end > next) return EndOfContraction(text, end);
+  }
+  if ((first & Classes::kSymbol) != 0 ||
+      (text[at] == ' ' && next < text.size() && (classes_->At(text, next, &size) & Classes::kSymbol) != 0)) {
+    end = classes_->EndOfRun(text, next, Classes::kSymbol);
+    while (end < text.size() && (IsBreak(text[end]) || text[end] == '/')) ++end;
+    return end;
+  }
+  return classes_->EndOfLines(text, at);
 }
 
 bool PreTokenizer::Match(size_t step, absl::string_view text, size_t at, size_t* first, size_t* last) const {

@@ -41,9 +41,9 @@ class PreTokenizer {
   // Calls word(bytes) for each word of `text`, in order. REQUIRES: valid UTF-8. One thread at a time.
   template <typename Word>
   void Split(absl::string_view text, const Word& word) const {
-    if (classes_ == nullptr) return Run(0, text, word);
+    if (end_of_word_ == nullptr) return Run(0, text, word);
     for (size_t at = 0; at < text.size();) {
-      const size_t end = is_gpt2_ ? Gpt2Word(text, at) : Cl100kWord(text, at);
+      const size_t end = (this->*end_of_word_)(text, at);
       word(text.substr(at, end - at));
       at = end;
     }
@@ -54,9 +54,10 @@ class PreTokenizer {
   class Classes;
   PreTokenizer() = default;
 
-  // The end of the word of kGpt2Pattern, of kCl100kPattern, at `at`.
+  // The end of the word of kGpt2Pattern, of kCl100kPattern, of kO200kPattern, at `at`.
   size_t Gpt2Word(absl::string_view text, size_t at) const;
   size_t Cl100kWord(absl::string_view text, size_t at) const;
+  size_t O200kWord(absl::string_view text, size_t at) const;
 
   // The next match of step `step` at or after *at; false: none is left. Sets [*first, *last), which is not empty.
   bool Match(size_t step, absl::string_view text, size_t at, size_t* first, size_t* last) const;
@@ -80,9 +81,9 @@ class PreTokenizer {
 
   std::vector<SplitStep> steps_;
   std::vector<std::unique_ptr<Compiled>> compiled_;
-  // Set where the only step is kGpt2Pattern or kCl100kPattern (Llama 3's, too), which are then matched without PCRE2.
+  // Set where the only step is a published pattern (Llama 3's is kCl100kPattern), which is then matched without PCRE2.
+  size_t (PreTokenizer::*end_of_word_)(absl::string_view text, size_t at) const = nullptr;
   std::unique_ptr<Classes> classes_;
-  bool is_gpt2_ = false;
 };
 
 }  // namespace mt
