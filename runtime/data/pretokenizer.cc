@@ -215,9 +215,9 @@ class PreTokenizer::Classes {
 
   static absl::StatusOr<std::unique_ptr<Classes>> Create() {
     std::unique_ptr<Classes> classes(new Classes);
-    constexpr std::pair<Class, const char*> kPatterns[] = {{kMark, "\\p{M}"},   {kUpper, "[\\p{Lu}\\p{Lt}]"},
-                                                           {kLower, "\\p{Ll}"}, {kCaseless, "[\\p{Lm}\\p{Lo}]"},
-                                                           {kNumber, "\\p{N}"}, {kSpace, "\\s"}};
+    constexpr std::pair<Class, const char*> kPatterns[] = {{kMark, "\\p{M}+"},   {kUpper, "[\\p{Lu}\\p{Lt}]+"},
+                                                           {kLower, "\\p{Ll}+"}, {kCaseless, "[\\p{Lm}\\p{Lo}]+"},
+                                                           {kNumber, "\\p{N}+"}, {kSpace, "\\s+"}};
     for (const auto& [k, pattern] : kPatterns) {
       ASSIGN_OR_RETURN(std::unique_ptr<PreTokenizer> members, PreTokenizer::Create({{pattern}}));
       classes->members_.emplace_back(k, std::move(members));
@@ -292,20 +292,23 @@ class PreTokenizer::Classes {
   std::unique_ptr<Page> MakePage(int32_t first) const {
     auto page = std::make_unique<Page>();
     page->fill(kOther);
-    for (int32_t i = 0; i < 256; ++i) {
-      const int32_t c = first + i;
-      if (c >= 0xD800 && c < 0xE000) continue;
-      std::string text;
-      AppendUtf8(c, &text);
-      size_t begin = 0, end = 0;
-      for (const auto& [k, members] : members_) {
-        if (members->Match(0, text, 0, &begin, &end)) (*page)[static_cast<size_t>(i)] = k;
+    std::string text;
+    for (int32_t c = first; c < first + 256; ++c) {
+      if (c < 0xD800 || c >= 0xE000) AppendUtf8(c, &text);
+    }
+    for (const auto& [k, members] : members_) {
+      for (size_t begin = 0, end = 0; members->Match(0, text, end, &begin, &end);) {
+        while (begin < end) {
+          const Utf8Char c = DecodeUtf8(absl::string_view(text).substr(begin));
+          (*page)[static_cast<size_t>(c.code_point & 0xFF)] = k;
+          begin += static_cast<size_t>(c.size_bytes);
+        }
       }
     }
     return page;
   }
 
-  std::vector<std::pair<Class, std::unique_ptr<PreTokenizer>>> members_;
+  std::vector<std::pair<Class, std::unique_ptr<PreTokenizer>>> members_;  // Runs of them.
   std::array<Class, 128> ascii_;
   std::array<std::unique_ptr<Page>, 0x1100> pages_;
 };
