@@ -10,7 +10,7 @@ BENCH is build/bin/tokenizer_bench; TEXTS are UTF-8 separated by NUL (mixed_text
                    published encoder.json and vocab.bpe
   STEM.tiktoken    cl100k_base, ...: ranks that OpenAI published; tiktoken checks their hash
   FILE.model       SentencePiece BPE
-Exits with 1 where an id differs; the first ones go to stderr with the texts that they stand for.
+Exits with 1 where an id differs; the first ones go to stderr.
 """
 import argparse
 import array
