@@ -161,8 +161,8 @@ def main():
                     differ[peer] = differing(texts, ids, rows, peer)
         bad += sum(differ.values())
         hashes = {os.path.basename(f): hashlib.sha256(open(f, "rb").read()).hexdigest() for f in files}
-        print(json.dumps({"case": name, "tokenizer": ours["tokenizer"], "sha256": hashes, "bytes": size, "texts": len(texts),
-                          "tokens": ours["tokens"], "rounds": args.rounds,
+        print(json.dumps({"case": name, "tokenizer": ours["tokenizer"], "sha256": hashes, "bytes": size,
+                          "texts": len(texts), "tokens": ours["tokens"], "rounds": args.rounds,
                           "megabytes_per_second": {k: round(v, 2) for k, v in best.items()},
                           "texts_that_differ": differ, "versions": versions, "load": round(os.getloadavg()[0], 2),
                           "cpu": next((l.split(":")[1].strip() for l in open("/proc/cpuinfo") if "model name" in l), ""),

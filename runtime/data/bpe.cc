@@ -100,6 +100,30 @@ class Literals {
   std::array<std::vector<size_t>, 256> lengths_;  // By first byte, descending.
 };
 
+// Code points that Unicode has got since version 9, by which Hugging Face's tokenizers normalize, and that decompose,
+// compose or have a combining class: they stay as they are, and nothing composes across them.
+struct CodePoints {
+  int32_t first, last;
+};
+constexpr CodePoints kLaterThanUnicode9[] = {
+    {0x07FD, 0x07FD},   {0x0898, 0x089F},   {0x08CA, 0x08D3},   {0x09FE, 0x09FE},   {0x0C3C, 0x0C3C},
+    {0x0D3B, 0x0D3C},   {0x0EBA, 0x0EBA},   {0x1715, 0x1715},   {0x1ABF, 0x1ACE},   {0x1DF6, 0x1DFA},
+    {0x32FF, 0x32FF},   {0xA7F2, 0xA7F4},   {0xA82C, 0xA82C},   {0xAB69, 0xAB69},   {0x10781, 0x10785},
+    {0x10787, 0x107B0}, {0x107B2, 0x107BA}, {0x10D24, 0x10D27}, {0x10EAB, 0x10EAC}, {0x10EFD, 0x10EFF},
+    {0x10F46, 0x10F50}, {0x10F82, 0x10F85}, {0x11070, 0x11070}, {0x1133B, 0x1133B}, {0x1145E, 0x1145E},
+    {0x11839, 0x1183A}, {0x11930, 0x11930}, {0x1193D, 0x1193E}, {0x11943, 0x11943}, {0x119E0, 0x119E0},
+    {0x11A34, 0x11A34}, {0x11A47, 0x11A47}, {0x11A99, 0x11A99}, {0x11D42, 0x11D42}, {0x11D44, 0x11D45},
+    {0x11D97, 0x11D97}, {0x11F41, 0x11F42}, {0x16FF0, 0x16FF1}, {0x1E030, 0x1E06D}, {0x1E08F, 0x1E08F},
+    {0x1E130, 0x1E136}, {0x1E2AE, 0x1E2AE}, {0x1E2EC, 0x1E2EF}, {0x1E4EC, 0x1E4EF}, {0x1F16C, 0x1F16C},
+    {0x1FBF0, 0x1FBF9}};
+
+bool IsLaterThanUnicode9(int32_t c) {
+  if (c < kLaterThanUnicode9[0].first) return false;
+  const auto* after = std::upper_bound(std::begin(kLaterThanUnicode9), std::end(kLaterThanUnicode9), c,
+                                       [](int32_t value, const CodePoints& range) { return value < range.first; });
+  return c <= after[-1].last;
+}
+
 // The text in the form, or itself where every code point is below U+0300 (form C) or ASCII.
 absl::string_view Normalized(absl::string_view text, BpeModel::Form form, std::string* storage) {
   if (form == BpeModel::Form::kNone) return text;
@@ -108,13 +132,26 @@ absl::string_view Normalized(absl::string_view text, BpeModel::Form form, std::s
   if (std::all_of(text.begin(), text.end(), [&](char c) { return static_cast<uint8_t>(c) < end_of_plain; })) {
     return text;
   }
-  utf8proc_uint8_t* out = nullptr;
-  const utf8proc_ssize_t size = utf8proc_map(
-      reinterpret_cast<const utf8proc_uint8_t*>(text.data()), static_cast<utf8proc_ssize_t>(text.size()), &out,
-      static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE | (compatible ? UTF8PROC_COMPAT : 0)));
-  CHECK_GE(size, 0) << "normalization: " << utf8proc_errmsg(size);
-  storage->assign(reinterpret_cast<const char*>(out), static_cast<size_t>(size));
-  std::free(out);
+  storage->clear();
+  const auto append = [&](absl::string_view part) {
+    if (part.empty()) return;
+    utf8proc_uint8_t* out = nullptr;
+    const utf8proc_ssize_t size = utf8proc_map(
+        reinterpret_cast<const utf8proc_uint8_t*>(part.data()), static_cast<utf8proc_ssize_t>(part.size()), &out,
+        static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE | (compatible ? UTF8PROC_COMPAT : 0)));
+    CHECK_GE(size, 0) << "normalization: " << utf8proc_errmsg(size);
+    storage->append(reinterpret_cast<const char*>(out), static_cast<size_t>(size));
+    std::free(out);
+  };
+  size_t start = 0;
+  for (size_t at = 0; at < text.size();) {
+    const size_t begin = at;
+    if (!IsLaterThanUnicode9(NextCharacter(text, &at))) continue;
+    append(text.substr(start, begin - start));
+    storage->append(text.data() + begin, at - begin);
+    start = at;
+  }
+  append(text.substr(start));
   return *storage;
 }
 
@@ -335,7 +372,7 @@ uint64_t BpeTokenizer::hash() const {
   if (model_.rank_by_result) head += "\nrank by result";
   for (const int32_t id : model_.tied) absl::StrAppend(&head, "\ntied ", id);
   if (model_.ignore_merges) head += "\nignore merges";
-  if (model_.form != BpeModel::Form::kNone) head += model_.form == BpeModel::Form::kNfc ? "\nnfc" : "\nnfkc";
+  if (model_.form != BpeModel::Form::kNone) head += model_.form == BpeModel::Form::kNfc ? "\nnfc 9" : "\nnfkc 9";
   if (model_.collapse_spaces) head += "\ncollapse spaces";
   if (model_.prefix != BpeModel::Prefix::kNone) absl::StrAppend(&head, "\nprefix ", static_cast<int>(model_.prefix));
   if (model_.prefix_unless_space) head += "\nunless space";
