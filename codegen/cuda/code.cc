@@ -1,6 +1,7 @@
 #include "codegen/cuda/code.h"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <numeric>
@@ -10,8 +11,12 @@
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_replace.h"
+#include "absl/strings/string_view.h"
+#include "absl/strings/strip.h"
 #include "codegen/cuda/kernel.h"
 #include "codegen/plan/cubin.h"
 #include "codegen/plan/nvrtc.h"
@@ -41,6 +46,9 @@ absl::StatusOr<std::vector<TensorType>> TypesOf(const proto::ProgramProto& progr
   }
   return types;
 }
+
+// Of sources without the prelude: one that is joined with others, and as many as are one module.
+constexpr size_t kShortBytes = 4096, kJoinedBytes = 12288;
 
 class CodeWriter {
  public:
@@ -80,21 +88,62 @@ class CodeWriter {
       report.fills += proto.has_fill() ? 1 : 0;
       if (!proto.has_launch()) continue;
       ++report.launches;
-      proto.mutable_launch()->set_module(ModuleOf(step.source));
+      SetModule(step.source, *proto.mutable_launch());
     }
     return absl::OkStatus();
   }
 
-  int ModuleOf(const std::string& source) {
-    const auto [at, is_new] = modules_.emplace(source, plan_.cuda().modules_size());
-    if (is_new) plan_.mutable_cuda()->add_modules()->set_source(absl::StrCat(CudaPrelude(), "\n", source));
-    return at->second;
+  // Equal sources are one module. Short ones of a single function are joined, told apart by a number behind its name:
+  // of the time that NVRTC takes for one of these, most is what it takes for an empty one. Those with shared memory are
+  // modules of their own: beside them others would count as if they had some; and theirs is the text that hangs on the
+  // batch, so that the modules of the others are the same, and in the cache, for every batch.
+  void SetModule(const std::string& source, proto::CudaLaunchProto& launch) {
+    const auto [at, is_new] = places_.emplace(source, Place{});
+    Place& place = at->second;
+    if (is_new) {
+      place.module = plan_.cuda().modules_size();
+      std::string text = source;
+      if (IsShort(source)) {
+        const std::string& function = launch.function();
+        if (const int number = ++short_functions_[function]; number > 1) {
+          place.suffix = absl::StrCat("_", number);
+          absl::StrReplaceAll({{absl::StrCat(" ", function, "("), absl::StrCat(" ", function, place.suffix, "(")}},
+                              &text);
+        }
+        Joined& joined = joined_[absl::StrContains(source, "__shared__") ? 1 : 0];
+        if (joined.module < 0 || joined.bytes > kJoinedBytes) joined = {.module = place.module};
+        joined.bytes += text.size();
+        place.module = joined.module;
+      }
+      if (place.module == plan_.cuda().modules_size()) {
+        plan_.mutable_cuda()->add_modules()->set_source(std::string(CudaPrelude()));
+      }
+      absl::StrAppend(plan_.mutable_cuda()->mutable_modules(place.module)->mutable_source(), "\n", text);
+    }
+    launch.set_module(place.module);
+    launch.set_function(absl::StrCat(launch.function(), place.suffix));
+  }
+
+  static bool IsShort(absl::string_view source) {
+    constexpr absl::string_view kFunction = "extern \"C\" __global__ ";
+    return source.size() < kShortBytes && absl::ConsumePrefix(&source, kFunction) &&
+           !absl::StrContains(source, kFunction);
   }
 
   proto::PlanProto& plan_;
   const Target& target_;
   const bool portable_;
-  absl::flat_hash_map<std::string, int> modules_;
+  struct Place {
+    int module = 0;
+    std::string suffix;  // Of the function's name.
+  };
+  absl::flat_hash_map<std::string, Place> places_;         // Of each source.
+  absl::flat_hash_map<std::string, int> short_functions_;  // Name -> how many short sources have it.
+  struct Joined {
+    int module = -1;
+    size_t bytes = 0;  // Of its sources.
+  };
+  std::array<Joined, 2> joined_;  // What short sources without and with shared memory are added to.
 };
 
 // Cubins of all modules; side by side, since each takes a tenth of a second.

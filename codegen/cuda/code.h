@@ -19,10 +19,10 @@ struct CudaCodeReport {
 // AddCudaCode.
 absl::Status EmitCudaCode(proto::PlanProto& plan, CudaCodeReport* report = nullptr, bool portable = false);
 
-// Fills plan.cuda. Equal sources are one module; modules are compiled side by side. Without NVRTC the plan holds
-// sources alone. With `dump_dir`, each module's source is written to dump_dir/cuda, with a table of what its functions
-// take. REQUIRES: a plan for a CUDA target that PlanModule made. Errors: Unimplemented (no kernel for an instruction;
-// names it), Internal (a source does not compile).
+// Fills plan.cuda. Equal sources are one module, and so are short ones; modules are compiled side by side. Without
+// NVRTC the plan holds sources alone. With `dump_dir`, each module's source is written to dump_dir/cuda, with a table
+// of what its functions take. REQUIRES: a plan for a CUDA target that PlanModule made. Errors: Unimplemented (no kernel
+// for an instruction; names it), Internal (a source does not compile).
 absl::Status AddCudaCode(proto::PlanProto& plan, const std::string& dump_dir, CudaCodeReport* report = nullptr,
                          bool portable = false);
 
