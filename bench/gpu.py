@@ -11,6 +11,7 @@
   fit        the batch that `mtc fit` names runs where a ballast leaves just that memory, one more does not
   errors     what is wrong with the machine, the plan or the cache: one line each, with its exit code
   resume     runs killed with SIGKILL go on and end with the bits of one that was not; on the CPU within a tolerance
+  generate   trains, and goes on with a text as the CPU does from the same weights; compute-sanitizer's memcheck over it
   sanitize   compute-sanitizer's tools over cuda_conformance_test, each buffer in memory of its own
 
 Without CHECK all but sanitize. A JSON line for each result, first one for the machine; exit code 1 where one is not ok.
@@ -482,6 +483,29 @@ class Checks:
                       says=[line for line in (out[2] + out[1]).splitlines() if "goes on" in line or line.startswith(("warning", "note"))],
                       steps_compared=len(b), worst_relative_difference=worst, tolerance=tolerance)
 
+    def generate(self):
+        cases = {"gpt2": ("tiny_char", ["--set", "layers=2", "--batch", "8", "--seq", "128"]),
+                 "llama": ("llama_160m", ["--set", "layers=2,width=256,heads=8,kv_heads=2,ffn_width=512", "--batch", "8", "--seq", "128"])}
+        plans = {(name, target): self.plan(f"generate.{name}.{target}", spec, 0, "flash:window=40,chunked_loss,fuse", target, *more)
+                 for name, (spec, more) in cases.items() for target in ("cuda", "cpu")}
+        for name in cases:
+            if self.late(f"generate {name}"):
+                return
+            train = f"generate.{name}.run"
+            self.must(["mtrun", plans[name, "cuda"], "--data", self.corpus(0), "--steps", 300, "--lr", "3e-3", "--out", train, "--fresh",
+                       "--log-every", 1000])
+
+            def text(target, *more):
+                return ["mtrun", plans[name, target], "--data", self.corpus(0), "--init", train, "--generate", "the river ", *more]
+            greedy, drawn = ["--temperature", 0, "--max-new-tokens", 100], ["--top-k", 5, "--seed", 3, "--max-new-tokens", 100]
+            texts = [[self.must(text(target, *options))[0] for target in ("cuda", "cuda", "cpu")] for options in (greedy, drawn)]
+            command = ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9", os.path.join(self.bin, "mtrun"),
+                       *map(str, text("cuda", *greedy)[1:]), "--debug-arena", "guard"]
+            clean = subprocess.run(command, capture_output=True, text=True, cwd=self.work).returncode if shutil.which(command[0]) else None
+            same = [len({*three}) == 1 and len(three[0]) > 50 for three in texts]
+            self.note("generate", all(same) and clean in (0, None), model=name, text=texts[0][0], same_twice_and_on_the_cpu=same,
+                      memcheck_exit_code=clean)
+
     def sanitize(self):
         binary = os.path.join(self.bin, "cuda_conformance_test")
         environment = dict(os.environ, MT_DEBUG_ARENA="guard")
@@ -529,7 +553,7 @@ class Checks:
                       tests=sorted({name.split("/", 1)[-1] for name in passed}), seconds=round(time.monotonic() - start, 1))
 
 
-CHECKS = ["tests", "prepare", "cold", "measure", "drift", "fit", "errors", "resume", "sanitize"]
+CHECKS = ["tests", "prepare", "cold", "measure", "drift", "fit", "errors", "resume", "generate", "sanitize"]
 
 
 def main():
