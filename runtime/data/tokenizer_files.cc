@@ -197,8 +197,8 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> ParseSentencePiece(absl::string_view 
         break;
       case Type::BYTE: {
         unsigned byte = 256;
-        if (name.size() == 6) absl::SimpleHexAtoi(absl::string_view(name).substr(3, 2), &byte);
-        if (byte > 255 || name != absl::StrFormat("<0x%02X>", byte)) {
+        if (name.size() != 6 || !absl::SimpleHexAtoi(absl::string_view(name).substr(3, 2), &byte) ||
+            name != absl::StrFormat("<0x%02X>", byte)) {
           return Fault("piece ", id, " (", Quoted(name), ") is of type byte but does not name one");
         }
         model.tokens.push_back({std::string(1, static_cast<char>(byte)), BpeModel::Kind::kByte});
