@@ -20,11 +20,11 @@
 #include "codegen/cuda/code.h"
 #include "codegen/memory/buffer_assignment.h"
 #include "ir/base/flags.h"
+#include "ir/base/json.h"
 #include "ir/base/status_macros.h"
 #include "ir/builder.h"
 #include "ir/op.h"
 #include "ir/target.h"
-#include "nlohmann/json.hpp"
 #include "runtime/cuda/backend.h"
 #include "runtime/executor.h"
 

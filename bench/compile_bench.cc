@@ -20,9 +20,9 @@
 #include "codegen/compile.h"
 #include "codegen/plan/nvrtc.h"
 #include "codegen/plan/plan.h"
+#include "ir/base/json.h"
 #include "ir/base/status_macros.h"
 #include "models/model.h"
-#include "nlohmann/json.hpp"
 
 namespace mt {
 namespace {

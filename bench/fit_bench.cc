@@ -10,9 +10,9 @@
 #include "absl/strings/str_cat.h"
 #include "codegen/choose.h"
 #include "codegen/fit.h"
+#include "ir/base/json.h"
 #include "ir/base/status_macros.h"
 #include "ir/base/units.h"
-#include "nlohmann/json.hpp"
 
 namespace mt {
 namespace {

@@ -20,9 +20,9 @@
 #include "codegen/fit.h"
 #include "codegen/plan/plan.h"
 #include "codegen/report/peak.h"
+#include "ir/base/json.h"
 #include "ir/base/status_macros.h"
 #include "ir/base/units.h"
-#include "nlohmann/json.hpp"
 
 namespace mt {
 namespace {

@@ -24,11 +24,11 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "codegen/compile.h"
+#include "ir/base/json.h"
 #include "ir/base/status_macros.h"
 #include "ir/cost.h"
 #include "ir/target.h"
 #include "models/model.h"
-#include "nlohmann/json.hpp"
 #include "passes/pass_manager.h"
 #include "passes/remat/budget.h"
 

@@ -16,9 +16,9 @@
 #include "absl/status/statusor.h"
 #include "codegen/compile.h"
 #include "codegen/fit.h"
+#include "ir/base/json.h"
 #include "ir/base/status_macros.h"
 #include "models/model.h"
-#include "nlohmann/json.hpp"
 
 namespace mt {
 namespace {

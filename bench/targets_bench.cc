@@ -18,11 +18,11 @@
 #include "codegen/compile.h"
 #include "codegen/plan/cubin.h"
 #include "codegen/plan/nvrtc.h"
+#include "ir/base/json.h"
 #include "ir/base/status_macros.h"
 #include "ir/base/units.h"
 #include "ir/target.h"
 #include "models/model.h"
-#include "nlohmann/json.hpp"
 
 namespace mt {
 namespace {

@@ -12,8 +12,8 @@
 #include "absl/strings/strip.h"
 #include "ir/base/file.h"
 #include "ir/base/flags.h"
+#include "ir/base/json.h"
 #include "ir/base/status_macros.h"
-#include "nlohmann/json.hpp"
 #include "runtime/data/tokenizer_files.h"
 
 namespace mt {

@@ -4,8 +4,8 @@
 #include <limits>
 
 #include "absl/strings/str_cat.h"
+#include "ir/base/json.h"
 #include "ir/base/status_macros.h"
-#include "nlohmann/json.hpp"
 
 namespace mt {
 namespace {

@@ -8,8 +8,8 @@
 #include "absl/strings/str_cat.h"
 #include "codegen/plan/plan.h"
 #include "ir/base/file.h"
+#include "ir/base/json.h"
 #include "ir/base/status_macros.h"
-#include "nlohmann/json.hpp"
 
 namespace mt {
 namespace {

@@ -26,7 +26,7 @@
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "ir/base/file.h"
-#include "nlohmann/json.hpp"
+#include "ir/base/json.h"
 #include "runtime/data/crc32c.h"
 #include "runtime/data/entropy.h"
 #include "runtime/data/mtcorpus.h"

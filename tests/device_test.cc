@@ -10,7 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "codegen/plan/plan.h"
 #include "ir/base/file.h"
-#include "nlohmann/json.hpp"
+#include "ir/base/json.h"
 #include "runtime/data/prep.h"
 #include "runtime/trace.h"
 #include "tests/process.h"

@@ -7,7 +7,7 @@
 #include "absl/strings/str_split.h"
 #include "ir/base/file.h"
 #include "ir/base/flags.h"
-#include "nlohmann/json.hpp"
+#include "ir/base/json.h"
 #include "tests/process.h"
 #include "tests/test_util.h"
 

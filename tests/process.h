@@ -13,7 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "ir/base/file.h"
 #include "ir/base/flags.h"
-#include "nlohmann/json.hpp"
+#include "ir/base/json.h"
 #include "tests/test_util.h"
 
 namespace mt {

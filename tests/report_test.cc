@@ -13,7 +13,7 @@
 #include "codegen/report/inspect.h"
 #include "codegen/report/peak.h"
 #include "codegen/report/tally.h"
-#include "nlohmann/json.hpp"
+#include "ir/base/json.h"
 #include "tests/process.h"
 #include "tests/small_runs.h"
 #include "tests/test_util.h"

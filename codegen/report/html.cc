@@ -15,9 +15,9 @@
 #include "codegen/report/peak.h"
 #include "codegen/report/report.h"
 #include "codegen/report/tally.h"
+#include "ir/base/json.h"
 #include "ir/base/units.h"
 #include "ir/op.h"
-#include "nlohmann/json.hpp"
 
 namespace mt {
 namespace {

@@ -9,8 +9,8 @@
 #include "codegen/plan/plan.h"
 #include "codegen/report/peak.h"
 #include "codegen/report/tally.h"
+#include "ir/base/json.h"
 #include "ir/base/units.h"
-#include "nlohmann/json.hpp"
 
 namespace mt {
 namespace {

@@ -11,7 +11,7 @@
 #include "codegen/report/chart.h"
 #include "codegen/report/peak.h"
 #include "codegen/report/report.h"
-#include "nlohmann/json.hpp"
+#include "ir/base/json.h"
 
 namespace mt {
 namespace {

@@ -11,7 +11,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
-#include "nlohmann/json.hpp"
+#include "ir/base/json.h"
 #include "runtime/data/file_system.h"
 #include "runtime/data/safetensors.h"
 

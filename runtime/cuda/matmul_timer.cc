@@ -6,10 +6,10 @@
 
 #include "absl/strings/str_cat.h"
 #include "codegen/plan/nvrtc.h"
+#include "ir/base/json.h"
 #include "ir/base/paths.h"
 #include "ir/base/status_macros.h"
 #include "ir/target.h"
-#include "nlohmann/json.hpp"
 
 namespace mt {
 namespace {

@@ -13,9 +13,9 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "ir/base/check.h"
+#include "ir/base/json.h"
 #include "ir/base/status_macros.h"
 #include "ir/base/utf8.h"
-#include "nlohmann/json.hpp"
 
 namespace mt {
 namespace {

@@ -6,9 +6,9 @@
 
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
+#include "ir/base/json.h"
 #include "ir/base/status_macros.h"
 #include "ir/base/utf8.h"
-#include "nlohmann/json.hpp"
 
 namespace mt {
 namespace {

@@ -14,9 +14,9 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
+#include "ir/base/json.h"
 #include "ir/base/status_macros.h"
 #include "ir/base/utf8.h"
-#include "nlohmann/json.hpp"
 
 namespace mt {
 namespace {

@@ -10,7 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
-#include "nlohmann/json.hpp"
+#include "ir/base/json.h"
 #include "runtime/data/corpus.h"
 #include "runtime/drift.h"
 #include "runtime/executor.h"

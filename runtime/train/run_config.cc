@@ -12,8 +12,8 @@
 #include "absl/strings/str_replace.h"
 #include "ir/base/check.h"
 #include "ir/base/file.h"
+#include "ir/base/json.h"
 #include "ir/base/status_macros.h"
-#include "nlohmann/json.hpp"
 
 namespace mt {
 namespace {

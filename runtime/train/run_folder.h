@@ -11,7 +11,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "nlohmann/json.hpp"
+#include "ir/base/json.h"
 #include "runtime/checkpoint/checkpoint.h"
 #include "runtime/checkpoint/saver.h"
 #include "runtime/data/corpus.h"

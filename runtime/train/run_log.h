@@ -8,7 +8,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
-#include "nlohmann/json.hpp"
+#include "ir/base/json.h"
 #include "runtime/train/event_file.h"
 #include "runtime/train/trainer.h"
 

@@ -10,7 +10,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
-#include "nlohmann/json.hpp"
+#include "ir/base/json.h"
 #include "proto/plan.pb.h"
 #include "runtime/train/trainer.h"
 

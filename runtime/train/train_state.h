@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "absl/status/statusor.h"
-#include "nlohmann/json.hpp"
+#include "ir/base/json.h"
 #include "runtime/train/lr_schedule.h"
 
 namespace mt {
