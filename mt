@@ -20,7 +20,7 @@ usage: ./mt VERB
   demo --target T  The same on cpu or cuda[:sm_90]; without it, on the GPU that is here, else on the CPU.
   test [ARGS]      Builds and runs the tests; ARGS go to ctest (./mt test -R plan). Ends with what was skipped and why.
   test --mutate    Runs the mutants instead: every planted bug must be caught by a named test.
-  build [TARGETS]  Installs what is missing and builds the tools, or what is named (all: tests and benches, too), into build/bin.
+  build [TARGETS]  Installs what is missing and builds the tools, or what is named (all: tests, too; benches), into build/bin.
   bench [NAME...]  Builds and runs the benches in bench/ (all, or those named).
   fuzz [NAME...] [S]  Builds the fuzz targets of tests/fuzz (all, or those named) with clang and sanitizers and runs them
                    for S seconds each (default: 60), as many at a time as there are cores. What they learn stays in
