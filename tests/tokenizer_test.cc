@@ -491,6 +491,11 @@ TEST(TokenizerFiles, SentencePieceCutsNothingThatAMergeJoins) {
     ASSERT_OK_AND_ASSIGN(const auto tokenizer, ParseSentencePiece(model.SerializeAsString()));
     ASSERT_OK_AND_ASSIGN(const auto saved, ParseTokenizer(tokenizer->Serialize()));
     EXPECT_EQ(saved->hash(), tokenizer->hash());
+    model.mutable_normalizer_spec()->set_add_dummy_prefix(false);
+    ASSERT_OK_AND_ASSIGN(const auto bare, ParseSentencePiece(model.SerializeAsString()));
+    ASSERT_OK_AND_ASSIGN(const auto saved_bare, ParseTokenizer(bare->Serialize()));
+    EXPECT_EQ(saved_bare->hash(), bare->hash());
+    model.mutable_normalizer_spec()->set_add_dummy_prefix(true);
     for (int i = 0; i < 40; ++i) {
       std::string text;
       for (uint32_t n = 1 + random() % (i % 8 == 0 ? 200 : 30); n > 0; --n) text += pick(all);

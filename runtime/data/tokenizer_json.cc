@@ -139,7 +139,7 @@ absl::Status ReadPreTokenizer(const json& pre_tokenizer, BpeModel* model) {
       model->prefix = scheme == "first"    ? BpeModel::Prefix::kText
                       : scheme == "always" ? BpeModel::Prefix::kSegment
                                            : BpeModel::Prefix::kNone;
-      model->prefix_unless_space = true;
+      model->prefix_unless_space = model->prefix != BpeModel::Prefix::kNone;
       return absl::OkStatus();
     }
     if (model->unit == BpeModel::Unit::kCharacter) return unsupported(" after a normalizer that replaces spaces");
