@@ -95,7 +95,7 @@ class CodeWriter {
 
   // Equal sources are one module. Short ones of a single function are joined, told apart by a number behind its name:
   // of the time that NVRTC takes for one of these, most is what it takes for an empty one. Those with shared memory are
-  // modules of their own: beside them others would count as if they had some.
+  // joined apart: beside them others would count as if they had some.
   void SetModule(const std::string& source, proto::CudaLaunchProto& launch) {
     const auto [at, is_new] = places_.emplace(source, Place{});
     Place& place = at->second;
