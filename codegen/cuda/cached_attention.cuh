@@ -22,16 +22,18 @@ __device__ __forceinline__ void LoadRow(const T* row, float (&to)[kParts][kVecto
   }
 }
 __device__ __forceinline__ void Write(const T* row, const T* before, T* after, u64 position) {
+#pragma unroll 1
   for (u64 i = threadIdx.x; after != before && i < kLength * kWidth; i += kThreads) {
     if (i / kWidth != position) after[i] = before[i];
   }
+#pragma unroll 1
   for (u64 i = threadIdx.x; i < kWidth; i += kThreads) after[position * kWidth + i] = row[i];
 }
 
 extern "C" __global__ void __launch_bounds__(256)
     mt_cached_attention(const T* q, const T* k, const T* v, const T* k_cache, const T* v_cache, const int* at, T* out,
                         T* k_after, T* v_after) {
-  __shared__ float sums_of[kTeams][kWidth], largest_of[kTeams], total_of[kTeams];
+  __shared__ float sums_of[kTeams][kWidth], largest_of[kTeams], total_of[kTeams], factor_of[kTeams];
   const int position = *at, team = threadIdx.x / kTeam;
   const u64 g = blockIdx.x / kGroup, cache = g * kLength * kWidth;
   q += blockIdx.x * kWidth;
@@ -100,11 +102,17 @@ extern "C" __global__ void __launch_bounds__(256)
   }
   __syncthreads();
   float all = NegativeInfinity(), divisor = 0;
+#pragma unroll 8
   for (int t = 0; t < kTeams; ++t) all = fmaxf(all, largest_of[t]);
-  for (int t = 0; t < kTeams; ++t) divisor += total_of[t] * expf(largest_of[t] - all);
+  if (threadIdx.x < kTeams) factor_of[threadIdx.x] = expf(largest_of[threadIdx.x] - all);
+  __syncthreads();
+#pragma unroll 8
+  for (int t = 0; t < kTeams; ++t) divisor += total_of[t] * factor_of[t];
+#pragma unroll 1
   for (int d = threadIdx.x; d < kWidth; d += kThreads) {
     float sum = 0;
-    for (int t = 0; t < kTeams; ++t) sum = fmaf(sums_of[t][d], expf(largest_of[t] - all), sum);
+#pragma unroll 8
+    for (int t = 0; t < kTeams; ++t) sum = fmaf(sums_of[t][d], factor_of[t], sum);
     out[d] = FromFloat<T>(sum / divisor);
   }
   if (blockIdx.x % kGroup != 0) return;

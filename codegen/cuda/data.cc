@@ -25,17 +25,26 @@ int64_t UnitOf(std::initializer_list<int64_t> bytes) {
   return unit;
 }
 
+// A launch with a thread for each e = 0 ... count - 1, and the text that declares e.
+CudaLaunch ThreadEach(const std::string& function, int64_t count, std::string& number) {
+  const absl::string_view index = IndexType(count);
+  const CudaThreads threads = CutCudaThreads(count);
+  number = absl::StrCat("  const ", index, " e = ", ThreadText(index), ";\n");
+  if (!threads.exact) absl::StrAppend(&number, "  if (e >= ", count, "u) return;\n");
+  return {.function = function, .grid = {threads.blocks, 1, 1}, .block = {threads.block, 1, 1}};
+}
+
 // A kernel that writes units e = 0 ... count - 1 of `to`; `body` is the text of what happens to `e`, with x and y of
 // `type`.
 void EmitUnits(absl::string_view op, int64_t unit, int64_t count, absl::string_view body, CudaPlace from, CudaPlace to,
                CudaSteps& steps) {
   const std::string function = FunctionName(op);
-  const absl::string_view index = IndexType(count), type = CudaUnit(unit);
-  CudaLaunch launch{.function = function, .grid = {CeilDiv(count, kBlock), 1, 1}, .block = {kBlock, 1, 1}};
+  const absl::string_view type = CudaUnit(unit);
+  std::string number;
+  CudaLaunch launch = ThreadEach(function, count, number);
   launch.arguments = {from, to};
   launch.source = absl::StrCat("extern \"C\" __global__ void __launch_bounds__(256) ", function, "(const ", type,
-                               "* x, ", type, "* y) {\n  const ", index, " e = blockIdx.x * (", index,
-                               ")256 + threadIdx.x;\n", "  if (e >= ", count, "u) return;\n", body, "}\n");
+                               "* x, ", type, "* y) {\n", number, body, "}\n");
   steps.Launch(std::move(launch));
 }
 
@@ -246,13 +255,13 @@ absl::Status EmitHeads(const CudaCall& call, absl::Span<const TensorType> parts,
   } else {
     args.push_back(rows);
   }
-  CudaLaunch launch{.function = function, .grid = {CeilDiv(count, kBlock), 1, 1}, .block = {kBlock, 1, 1}};
+  std::string number;
+  CudaLaunch launch = ThreadEach(function, count, number);
   launch.arguments = AllPlaces(call);
   launch.source =
       absl::StrCat("extern \"C\" __global__ void __launch_bounds__(256) ", function, "(", absl::StrJoin(args, ", "),
-                   ") {\n  const ", index, " e = blockIdx.x * (", index, ")256 + threadIdx.x;\n  if (e >= ", count,
-                   "u) return;\n  const ", index, " d = e % ", d, "u, head = e / ", d, "u % ", heads, "u, t = e / ",
-                   d * heads, "u % ", t, "u, n = e / ", d * heads * t, "u;\n", moves, "}\n");
+                   ") {\n", number, "  const ", index, " d = e % ", d, "u, head = e / ", d, "u % ", heads,
+                   "u, t = e / ", d * heads, "u % ", t, "u, n = e / ", d * heads * t, "u;\n", moves, "}\n");
   steps.Launch(std::move(launch));
   return absl::OkStatus();
 }
@@ -317,13 +326,13 @@ absl::Status EmitEmbedding(const CudaCall& call, CudaSteps& steps) {
   const TensorType& table = call.operands[0];
   const int64_t row_bytes = table.dim(1) * ByteSize(table.dtype), unit = UnitOf({row_bytes}), n = row_bytes / unit;
   const int64_t count = call.operands[1].num_elements() * n;
-  const absl::string_view index = IndexType(count), type = CudaUnit(unit);
-  CudaLaunch launch{.function = "mt_embedding", .grid = {CeilDiv(count, kBlock), 1, 1}, .block = {kBlock, 1, 1}};
+  const absl::string_view type = CudaUnit(unit);
+  std::string number;
+  CudaLaunch launch = ThreadEach("mt_embedding", count, number);
   launch.arguments = {OperandPlace(0), OperandPlace(1), ResultPlace(0)};
   launch.source = absl::StrCat("extern \"C\" __global__ void __launch_bounds__(256) mt_embedding(const ", type,
-                               "* table, const int* ids, ", type, "* y) {\n  const ", index, " e = blockIdx.x * (",
-                               index, ")256 + threadIdx.x;\n  if (e >= ", count,
-                               "u) return;\n  y[e] = table[(u64)ids[e / ", n, "u] * ", n, " + e % ", n, "u];\n}\n");
+                               "* table, const int* ids, ", type, "* y) {\n", number, "  y[e] = table[(u64)ids[e / ", n,
+                               "u] * ", n, " + e % ", n, "u];\n}\n");
   steps.Launch(std::move(launch));
   return absl::OkStatus();
 }
@@ -396,18 +405,18 @@ absl::Status EmitRope(const CudaCall& call, CudaSteps& steps) {
         std::pow(call.attrs->Double("theta"), -2.0 * static_cast<double>(i) / static_cast<double>(width))));
   }
   const bool position = call.attrs->Bool("position");
-  CudaLaunch launch{.function = "mt_rope", .block = {kBlock, 1, 1}};
+  const CudaThreads threads = CutCudaThreads(CeilDiv(rows, each) * vectors);
+  const bool exact = threads.exact && rows % each == 0;
+  CudaLaunch launch{.function = "mt_rope", .grid = {length, threads.blocks, 1}, .block = {threads.block, 1, 1}};
   // Without a position, the kernel does not read the place that stands for it.
   launch.arguments = {OperandPlace(0), OperandPlace(position ? 1 : 0), ResultPlace(0)};
-  launch.source =
-      absl::StrCat("typedef ", CudaType(x.dtype), " Element;\n", Constant("kRows", rows), Constant("kLength", length),
-                   Constant("kWidth", width), Constant("kVector", vector), Constant("kRowsPerThread", each),
-                   "constexpr bool kInterleaved = ", call.attrs->Bool("interleaved") ? "true" : "false",
-                   ";\nconstexpr bool kPosition = ", position ? "true" : "false",
-                   ";\nconstexpr float kSign = ", call.attrs->Bool("inverse") ? "-1.0f" : "1.0f",
-                   ";\n__constant__ double kFrequency[", width / 2, "] = {", absl::StrJoin(frequencies, ", "), "};\n",
-                   CudaText("rope.cuh"));
-  launch.grid[0] = length * CeilDiv(CeilDiv(rows, each) * vectors, kBlock);
+  launch.source = absl::StrCat("typedef ", CudaType(x.dtype), " Element;\n", Constant("kRows", exact ? 0 : rows),
+                               Constant("kWidth", width), Constant("kVector", vector), Constant("kRowsPerThread", each),
+                               "constexpr bool kInterleaved = ", call.attrs->Bool("interleaved") ? "true" : "false",
+                               ";\nconstexpr bool kPosition = ", position ? "true" : "false",
+                               ";\nconstexpr float kSign = ", call.attrs->Bool("inverse") ? "-1.0f" : "1.0f",
+                               ";\n__constant__ double kFrequency[", width / 2, "] = {",
+                               absl::StrJoin(frequencies, ", "), "};\n", CudaText("rope.cuh"));
   steps.Launch(std::move(launch));
   return absl::OkStatus();
 }

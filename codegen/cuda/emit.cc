@@ -130,6 +130,18 @@ int64_t RowThreads(int64_t width) {
   return width <= 1024 ? 32 : width <= 4096 ? 128 : width <= 8192 ? 256 : width <= 16384 ? 512 : 1024;
 }
 
+CudaThreads CutCudaThreads(int64_t count) {
+  if (count < 256) return {.block = count, .blocks = 1, .exact = true};
+  for (int64_t block = 256; block >= 128; block -= 32) {
+    if (count % block == 0) return {.block = block, .blocks = count / block, .exact = true};
+  }
+  return {.block = 256, .blocks = CeilDiv(count, 256), .exact = false};
+}
+
+std::string ThreadText(absl::string_view index) {
+  return absl::StrCat("(blockIdx.x * (", index, ")blockDim.x + threadIdx.x)");
+}
+
 std::vector<CudaPlace> AllPlaces(const CudaCall& call) {
   std::vector<CudaPlace> places;
   for (size_t i = 0; i < call.operands.size(); ++i) places.push_back(OperandPlace(static_cast<int>(i)));

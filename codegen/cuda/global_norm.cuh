@@ -17,16 +17,18 @@ template <typename T>
 __device__ __forceinline__ double SumSquares(const T* x, u64 n, u32 chunk) {
   const u64 first = (u64)chunk * kChunk, end = first + kChunk, last = end < n ? end : n;
   float sums[8] = {};
-  for (u64 i = first + threadIdx.x * 8; i < last; i += kThreads * 8) {
+  u64 i = first + threadIdx.x * 8;
+#pragma unroll 1
+  for (; i + 8 <= last; i += kThreads * 8) {
     float h[8];
-    if (i + 8 <= last) {
-      Load<8, true>(x + i, h);
-    } else {
-#pragma unroll
-      for (int j = 0; j < 8; ++j) h[j] = i + j < last ? ToFloat(x[i + j]) : 0.0f;
-    }
+    Load<8, true>(x + i, h);
 #pragma unroll
     for (int j = 0; j < 8; ++j) sums[j] += h[j] * h[j];
+  }
+#pragma unroll
+  for (int j = 0; j < 8; ++j) {
+    const float h = i + j < last ? ToFloat(x[i + j]) : 0.0f;
+    sums[j] += h * h;
   }
   double sum = 0;
 #pragma unroll

@@ -52,8 +52,8 @@ struct CudaLaunch {
   std::string source;    // Of one translation unit, without the prelude's text.
   std::string function;  // extern "C" __global__.
   std::array<int64_t, 3> grid = {1, 1, 1}, block = {1, 1, 1};
-  int64_t shared_bytes = 0;  // Dynamic.
-  std::vector<CudaPlace> arguments;
+  int64_t shared_bytes = 0;                     // Dynamic.
+  std::vector<CudaPlace> arguments;             // Pointers lie side by side: a kernel may take them as one struct.
   std::vector<proto::CudaTensorMapProto> maps;  // Arguments that are tensor maps.
 };
 

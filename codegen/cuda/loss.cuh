@@ -1,11 +1,16 @@
 // Softmax cross entropy over rows of logits, kThreads threads a row: the log-sum-exp and the loss of each row, and,
 // where MT_BACKWARD, the gradient dloss (softmax - [label]) over the logits.
-// Constants before this text: T, kRows, kColumns, kClasses, kThreads, kBlock, kBlocks (that a processor shall hold at
-// once), kVector; kHold: a row stays in shared memory, by kRowBytes, so
-// that its logits are read once; else they are read again.
-// Bias, the dtype of a bias that is added to every row, where MT_BIAS. A row whose label is negative has no loss and no
-// gradient.
+// Constants before this text: T, kRows (0: as many as there are threads for), kColumns, kClasses, kThreads, kBlock,
+// kBlocks (that a processor shall hold at once), kVector; kHold: a row stays in shared memory, by kRowBytes, so that
+// its logits are read once; else they are read again. Bias, the dtype of a bias that is added to every row, where
+// MT_BIAS. A row whose label is negative has no loss and no gradient.
 typedef Pack<kVector, T> Logits;
+constexpr int kStep = (int)(kThreads * kVector);             // From vector to vector of a thread.
+constexpr int kWhole = (int)(kClasses / kVector * kVector);  // Columns of vectors with classes alone.
+template <bool kValue>
+struct Is {
+  static constexpr bool kIs = kValue;
+};
 
 __device__ __forceinline__ void Copy(const T* from, Logits& to) {
 #pragma unroll
@@ -16,16 +21,23 @@ __device__ __forceinline__ void Copy(const Logits& from, T* to) {
   for (int i = 0; i < Logits::kCount; ++i) ((typename Logits::Unit*)to)[i] = from.units[i];
 }
 
+// `kRagged`: the vector goes on behind the last class, where logits count as minus infinity.
+template <bool kRagged>
 __device__ __forceinline__ void Unpack(const Logits& pack, const void* bias, int c, float (&to)[kVector]) {
+  constexpr int kWord = Word<T>::kElements;
+  if (kVector < kWord) {
+    to[0] = ToFloat(pack.elements[0]);
+  } else {
 #pragma unroll
-  for (int i = 0; i < kVector; ++i) to[i] = ToFloat(pack.elements[i]);
+    for (int i = 0; i < kVector / kWord; ++i) Word<T>::Get(pack.pairs[i], to + i * kWord);
+  }
 #ifdef MT_BIAS
   float b[kVector];
   Load<kVector, true>((const Bias*)bias + c, b);
 #pragma unroll
   for (int i = 0; i < kVector; ++i) to[i] += b[i];
 #endif
-  if (kClasses % kVector != 0 && c + kVector > kClasses) {
+  if (kRagged) {
 #pragma unroll
     for (int i = 0; i < kVector; ++i) {
       if (c + i >= kClasses) to[i] = __uint_as_float(0xff800000u);
@@ -47,7 +59,7 @@ __device__ __forceinline__ void LossRow(T* x, const int* labels, const float* dl
   extern __shared__ Bytes16 rows[];  // A row for each kThreads threads, where kHold; a thread reads what it wrote.
   const u32 lane = threadIdx.x % kThreads;
   const u64 row = (u64)blockIdx.x * (kBlock / kThreads) + threadIdx.x / kThreads;
-  if (row >= kRows) return;
+  if (kRows > 0 && row >= kRows) return;
   x += row * kColumns;
   const int label = labels[row];
   float at_label = 0;
@@ -60,13 +72,12 @@ __device__ __forceinline__ void LossRow(T* x, const int* labels, const float* dl
   T* const held = (T*)((u8*)rows + threadIdx.x / kThreads * kRowBytes);
   // The largest so far, and the sum of exponentials relative to it.
   float largest = -3.402823466e+38f, sum = 0;
-#pragma unroll 4
-  for (int c = lane * kVector; c < kClasses; c += kThreads * kVector) {
+  const auto add = [&](int c, auto ragged) {
     Logits pack;
     Copy(x + c, pack);
     if (kHold) Copy(pack, held + c);
     float h[kVector];
-    Unpack(pack, bias, c, h);
+    Unpack<ragged.kIs>(pack, bias, c, h);
     float most = largest;
 #pragma unroll
     for (int i = 0; i < kVector; ++i) most = fmaxf(most, h[i]);
@@ -74,7 +85,11 @@ __device__ __forceinline__ void LossRow(T* x, const int* labels, const float* dl
     largest = most;
 #pragma unroll
     for (int i = 0; i < kVector; ++i) sum += Exp(h[i] - largest);
-  }
+  };
+  int c = lane * kVector;
+#pragma unroll 4
+  for (; c < kWhole; c += kStep) add(c, Is<false>());
+  if (kWhole < kClasses && c < kClasses) add(c, Is<true>());
   const float most = Fold<Largest, kThreads>(largest, fold);
   const float log_sum = most + logf(Fold<Sum, kThreads>(sum * Exp(largest - most), fold));
   if (lane == 0) {
@@ -82,19 +97,16 @@ __device__ __forceinline__ void LossRow(T* x, const int* labels, const float* dl
     if (log_sums != nullptr) log_sums[row] = log_sum;
   }
 #ifdef MT_BACKWARD
-  const float factor = label < 0 ? 0.0f : *dloss;
   // The label's logit has been read.
   if (kThreads == 32) __syncwarp();
-#pragma unroll 4
-  for (int c = lane * kVector; c < kColumns; c += kThreads * kVector) {
-    float h[kVector];
-    if (label < 0 || c >= kClasses) {
-#pragma unroll
-      for (int i = 0; i < kVector; ++i) h[i] = 0;
-    } else {
+  c = lane * kVector;
+  if (label >= 0) {
+    const float factor = *dloss;
+    const auto differ = [&](int c, auto ragged) {
       Logits pack;
       Copy(kHold ? held + c : x + c, pack);
-      Unpack(pack, bias, c, h);
+      float h[kVector];
+      Unpack<ragged.kIs>(pack, bias, c, h);
 #pragma unroll
       for (int i = 0; i < kVector; ++i) h[i] = Exp(h[i] - log_sum);
       if (c <= label && label < c + kVector) {
@@ -103,9 +115,18 @@ __device__ __forceinline__ void LossRow(T* x, const int* labels, const float* dl
       }
 #pragma unroll
       for (int i = 0; i < kVector; ++i) h[i] *= factor;
+      Store<kVector>(x + c, h);
+    };
+#pragma unroll 4
+    for (; c < kWhole; c += kStep) differ(c, Is<false>());
+    if (kWhole < kClasses && c < kClasses) {
+      differ(c, Is<true>());
+      c += kStep;
     }
-    Store<kVector>(x + c, h);
   }
+  const float zeros[kVector] = {};
+#pragma unroll 1
+  for (; c < kColumns; c += kStep) Store<kVector>(x + c, zeros);
 #endif
 }
 

@@ -12,7 +12,6 @@ __device__ __forceinline__ double BlockSum(double x, double* shared) {
   return shared[0];
 }
 
-#ifdef MT_LOSSES
 extern "C" __global__ void __launch_bounds__(1024) mt_loss_sum(const float* losses, float* loss_sum) {
   __shared__ double shared[1024];
   double sum = 0;
@@ -20,9 +19,7 @@ extern "C" __global__ void __launch_bounds__(1024) mt_loss_sum(const float* loss
   sum = BlockSum(sum, shared);
   if (threadIdx.x == 0) *loss_sum = (float)sum;
 }
-#endif
 
-#ifdef MT_COUNT
 extern "C" __global__ void __launch_bounds__(1024) mt_count_labels(const int* labels, float* count) {
   __shared__ double shared[1024];
   double sum = 0;
@@ -30,4 +27,3 @@ extern "C" __global__ void __launch_bounds__(1024) mt_count_labels(const int* la
   sum = BlockSum(sum, shared);
   if (threadIdx.x == 0) *count = (float)sum;
 }
-#endif

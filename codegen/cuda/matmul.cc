@@ -19,12 +19,14 @@ int64_t Aligned(int64_t bytes) { return CeilDiv(bytes, kPlanAlignment) * kPlanAl
 
 // to [n] = from [n] in another dtype.
 void EmitConvert(DType from_dtype, DType to_dtype, int64_t n, CudaPlace from, CudaPlace to, CudaSteps& steps) {
-  CudaLaunch launch{.function = "mt_convert", .grid = {CeilDiv(n, 256), 1, 1}, .block = {256, 1, 1}};
+  const CudaThreads threads = CutCudaThreads(n);
+  CudaLaunch launch{.function = "mt_convert", .grid = {threads.blocks, 1, 1}, .block = {threads.block, 1, 1}};
   launch.arguments = {from, to};
-  launch.source = absl::StrCat("extern \"C\" __global__ void __launch_bounds__(256) mt_convert(const ",
-                               CudaType(from_dtype), "* x, ", CudaType(to_dtype),
-                               "* y) {\n  const u64 e = blockIdx.x * ", "256ull + threadIdx.x;\n  if (e < ", n,
-                               ") y[e] = FromFloat<", CudaType(to_dtype), ">(ToFloat(x[e]));\n}\n");
+  launch.source =
+      absl::StrCat("extern \"C\" __global__ void __launch_bounds__(256) mt_convert(const ", CudaType(from_dtype),
+                   "* x, ", CudaType(to_dtype), "* y) {\n  const u64 e = ", ThreadText("u64"), ";\n",
+                   threads.exact ? "" : absl::StrCat("  if (e >= ", n, ") return;\n"), "  y[e] = FromFloat<",
+                   CudaType(to_dtype), ">(ToFloat(x[e]));\n}\n");
   steps.Launch(std::move(launch));
 }
 

@@ -20,64 +20,79 @@ namespace {
 constexpr int64_t kNormOperands = 256;
 
 // The sum of squares of each chunk of each operand, in f64, then the root of their sum. A block has a chunk and finds
-// its operand by its number. The sum's code stands once for each dtype: NVRTC takes seconds for one for each operand.
+// its operand in tables. Pointers that are one struct can be read by number; a branch for each and the sum's code for
+// each operand take NVRTC seconds.
 absl::Status EmitGlobalNorm(const CudaCall& call, CudaSteps& steps) {
   constexpr int64_t kThreads = 512;
+  const std::string common =
+      absl::StrCat(Constant("kChunk", kCudaNormChunk), Constant("kThreads", kThreads), CudaText("global_norm.cuh"));
+  const auto signature = [](absl::string_view function) {
+    return absl::StrCat("extern \"C\" __global__ void __launch_bounds__(", kThreads, ") ", function);
+  };
   int64_t chunks = 0;
   const int64_t operands = static_cast<int64_t>(call.operands.size());
+  std::string source;
   for (int64_t begin = 0; begin < operands; begin += kNormOperands) {
     const int64_t end = std::min(operands, begin + kNormOperands);
     CudaLaunch launch{.function = "mt_global_norm", .block = {kThreads, 1, 1}};
-    std::vector<std::string> args;
-    std::string cases, sums;
+    std::vector<int64_t> firsts, sizes, kinds;
     std::vector<DType> dtypes;
+    std::string sums;
     int64_t blocks = 0;
     for (int64_t i = begin; i < end; ++i) {
       const TensorType& g = call.operands[static_cast<size_t>(i)];
-      const int64_t n = g.num_elements(), count = CeilDiv(n, kCudaNormChunk);
       const auto kind = std::find(dtypes.begin(), dtypes.end(), g.dtype) - dtypes.begin();
       if (kind == static_cast<int64_t>(dtypes.size())) {
         dtypes.push_back(g.dtype);
-        absl::StrAppend(&sums, "  if (kind == ", kind, ") sum = SumSquares((const ", CudaType(g.dtype),
-                        "*)x, n, block - first);\n");
+        absl::StrAppend(&sums, "  if (kKinds[i] == ", kind, ") sum = SumSquares((const ", CudaType(g.dtype),
+                        "*)all.x[i], kSizes[i], block - kFirsts[i]);\n");
       }
-      args.push_back(absl::StrCat("const ", CudaType(g.dtype), "* p", i - begin));
-      absl::StrAppend(&cases, i == begin ? "  if" : "  else if", " (block < ", blocks + count, ") x = p", i - begin,
-                      ", n = ", n, "ull, first = ", blocks, "u, kind = ", kind, ";\n");
-      blocks += count;
+      firsts.push_back(blocks);
+      sizes.push_back(g.num_elements());
+      kinds.push_back(kind);
+      blocks += CeilDiv(g.num_elements(), kCudaNormChunk);
       launch.arguments.push_back(OperandPlace(static_cast<int>(i)));
     }
-    args.push_back("double* partial");
     launch.arguments.push_back(WorkspacePlace(chunks * 8));
     launch.grid[0] = blocks;
-    launch.source = absl::StrCat(
-        Constant("kChunk", kCudaNormChunk), Constant("kThreads", kThreads), CudaText("global_norm.cuh"),
-        "extern \"C\" __global__ void __launch_bounds__(", kThreads, ") mt_global_norm(", absl::StrJoin(args, ", "),
-        ") {\n  const u32 block = blockIdx.x;\n  const void* x = 0;\n  u64 n = 0;\n  u32 first = 0, kind = 0;\n", cases,
-        "  double sum = 0;\n", sums, "  sum = BlockSum(sum);\n  if (threadIdx.x == 0) partial[block] = sum;\n}\n");
-    steps.Launch(std::move(launch));
+    const auto table = [](absl::string_view type, absl::string_view name, const std::vector<int64_t>& values) {
+      return absl::StrCat("__constant__ const ", type, " ", name, "[] = {", absl::StrJoin(values, ", "), "};\n");
+    };
+    source = absl::StrCat(
+        common, "struct Operands {\n  const void* x[", end - begin, "];\n  double* partial;\n};\n",
+        table("u32", "kFirsts", firsts), table("u64", "kSizes", sizes), table("u8", "kKinds", kinds),
+        signature("mt_global_norm"), "(const __grid_constant__ Operands all) {\n  const u32 block = blockIdx.x;\n",
+        "  u32 i = 0, end = ", end - begin, ";\n  while (end - i > 1) {\n    const u32 middle = (i + end) / 2;\n",
+        "    if (kFirsts[middle] <= block) {\n      i = middle;\n    } else {\n      end = middle;\n    }\n  }\n",
+        "  double sum = 0;\n", sums, "  sum = BlockSum(sum);\n  if (threadIdx.x == 0) all.partial[block] = sum;\n}\n");
     chunks += blocks;
+    // The last text has the root, too.
+    if (end == operands) {
+      absl::StrAppend(&source, signature("mt_global_norm_root"),
+                      "(const double* partial, float* norm) {\n  double sum = 0;\n  for (u32 i = threadIdx.x; i < ",
+                      chunks, "; i += ", kThreads, ") sum += partial[i];\n  sum = BlockSum(sum);\n",
+                      "  if (threadIdx.x == 0) *norm = (float)sqrt(sum);\n}\n");
+    }
+    launch.source = source;
+    steps.Launch(std::move(launch));
   }
-  CudaLaunch launch{.function = "mt_global_norm_root", .block = {kThreads, 1, 1}};
-  launch.arguments = {WorkspacePlace(), ResultPlace(0)};
-  launch.source = absl::StrCat(Constant("kChunk", kCudaNormChunk), Constant("kThreads", kThreads),
-                               CudaText("global_norm.cuh"), "extern \"C\" __global__ void __launch_bounds__(", kThreads,
-                               ") mt_global_norm_root(const double* partial, float* norm) {\n  double sum = 0;\n  for "
-                               "(u32 i = threadIdx.x; i < ",
-                               chunks, "; i += ", kThreads, ") sum += partial[i];\n  sum = BlockSum(sum);\n",
-                               "  if (threadIdx.x == 0) *norm = (float)sqrt(sum);\n}\n");
-  steps.Launch(std::move(launch));
+  steps.Launch({.source = std::move(source),
+                .function = "mt_global_norm_root",
+                .block = {kThreads, 1, 1},
+                .arguments = {WorkspacePlace(), ResultPlace(0)}});
   return absl::OkStatus();
 }
 
 absl::Status EmitAdamStep(const CudaCall& call, CudaSteps& steps) {
   const bool apply = call.attrs->Bool("apply");
-  CudaLaunch launch{.function = "mt_adam_step", .arguments = AllPlaces(call)};
+  // A thread for each correction: the text of a power is long.
+  CudaLaunch launch{.function = "mt_adam_step", .block = {2, 1, 1}, .arguments = AllPlaces(call)};
   launch.source =
       absl::StrCat("extern \"C\" __global__ void mt_adam_step(const int* t, const double* beta1, const double* beta2, ",
                    apply ? "const float* apply, " : "", "int* t_next, float* correction1, float* correction2) {\n",
-                   "  const int next = *t + 1;\n  *correction1 = (float)(1.0 - pow(*beta1, (double)next));\n",
-                   "  *correction2 = (float)(1.0 - pow(*beta2, (double)next));\n  *t_next = ",
+                   "  const bool first = threadIdx.x == 0;\n  const int next = *t + 1;\n",
+                   "  const float correction = (float)(1.0 - pow(first ? *beta1 : *beta2, (double)next));\n",
+                   "  *(first ? correction1 : correction2) = correction;\n  __syncwarp(3);\n  if (first) *t_next = ",
                    apply ? "*apply == 0 ? next - 1 : next" : "next", ";\n}\n");
   steps.Launch(std::move(launch));
   return absl::OkStatus();

@@ -105,6 +105,45 @@ struct Pair<f16> {
 };
 #endif
 
+// The elements of a word in memory as floats, and a word of floats: for types whose units of 16 bytes are read and
+// written without a union, which takes the compiler longer.
+template <typename T>
+struct Word {
+  static constexpr int kElements = 0;
+};
+template <>
+struct Word<float> {
+  static constexpr int kElements = 1;
+  __device__ __forceinline__ static void Get(u32 word, float* to) { to[0] = __uint_as_float(word); }
+  __device__ __forceinline__ static u32 Of(const float* from) { return __float_as_uint(from[0]); }
+};
+template <typename T>
+__device__ __forceinline__ u32 WordOfTwo(const float* from) {
+  if (Pair<T>::kIs) return Pair<T>::Of(from[0], from[1]);
+  return (u32)FromFloat<T>(from[0]).bits | (u32)FromFloat<T>(from[1]).bits << 16;
+}
+template <>
+struct Word<bf16> {
+  static constexpr int kElements = 2;
+  __device__ __forceinline__ static void Get(u32 word, float* to) {
+    to[0] = __uint_as_float(word << 16);
+    to[1] = __uint_as_float(word & 0xffff0000u);
+  }
+  __device__ __forceinline__ static u32 Of(const float* from) { return WordOfTwo<bf16>(from); }
+};
+template <>
+struct Word<f16> {
+  static constexpr int kElements = 2;
+  __device__ __forceinline__ static void Get(u32 word, float* to) {
+    f16 low, high;
+    low.bits = (u16)word;
+    high.bits = (u16)(word >> 16);
+    to[0] = ToFloat(low);
+    to[1] = ToFloat(high);
+  }
+  __device__ __forceinline__ static u32 Of(const float* from) { return WordOfTwo<f16>(from); }
+};
+
 // N elements at `p`, a multiple of min(16, N sizeof(T)) bytes, as floats; by accesses of at most 16 bytes. `kConstant`:
 // nothing writes there while the kernel runs.
 template <int kBytes>
@@ -158,42 +197,65 @@ struct Pack {
 
 template <int N, bool kConstant, typename T>
 __device__ __forceinline__ void Load(const T* p, float (&to)[N]) {
-  typedef Pack<N, T> P;
-  P pack;
+  constexpr int kWord = Word<T>::kElements;
+  if constexpr (kWord > 0 && N % (4 * kWord) == 0) {
 #pragma unroll
-  for (int i = 0; i < P::kCount; ++i) {
-    const typename P::Unit* unit = (const typename P::Unit*)p + i;
-    if (kConstant) {
-      pack.units[i] = LoadConstant(unit);
-    } else {
-      pack.units[i] = *unit;
-    }
-  }
-  if (IsBf16<T>::kIs && N % 2 == 0) {
-#pragma unroll
-    for (int i = 0; i < N; i += 2) {
-      to[i] = __uint_as_float(pack.pairs[i / 2] << 16);
-      to[(i + 1) % N] = __uint_as_float(pack.pairs[i / 2] & 0xffff0000u);
+    for (int i = 0; i < N; i += 4 * kWord) {
+      const Bytes16* from = (const Bytes16*)(p + i);
+      const Bytes16 unit = kConstant ? LoadConstant(from) : *from;
+      Word<T>::Get(unit.x, to + i);
+      Word<T>::Get(unit.y, to + i + kWord);
+      Word<T>::Get(unit.z, to + i + 2 * kWord);
+      Word<T>::Get(unit.w, to + i + 3 * kWord);
     }
   } else {
+    typedef Pack<N, T> P;
+    P pack;
 #pragma unroll
-    for (int i = 0; i < N; ++i) to[i] = ToFloat(pack.elements[i]);
+    for (int i = 0; i < P::kCount; ++i) {
+      const typename P::Unit* unit = (const typename P::Unit*)p + i;
+      if (kConstant) {
+        pack.units[i] = LoadConstant(unit);
+      } else {
+        pack.units[i] = *unit;
+      }
+    }
+    if (IsBf16<T>::kIs && N % 2 == 0) {
+#pragma unroll
+      for (int i = 0; i < N; i += 2) {
+        to[i] = __uint_as_float(pack.pairs[i / 2] << 16);
+        to[(i + 1) % N] = __uint_as_float(pack.pairs[i / 2] & 0xffff0000u);
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < N; ++i) to[i] = ToFloat(pack.elements[i]);
+    }
   }
 }
 
 template <int N, typename T>
 __device__ __forceinline__ void Store(T* p, const float (&from)[N]) {
-  typedef Pack<N, T> P;
-  P pack;
-  if (Pair<T>::kIs && N % 2 == 0) {
+  constexpr int kWord = Word<T>::kElements;
+  if constexpr (kWord > 0 && N % (4 * kWord) == 0) {
 #pragma unroll
-    for (int i = 0; i < N; i += 2) pack.pairs[i / 2] = Pair<T>::Of(from[i], from[(i + 1) % N]);
+    for (int i = 0; i < N; i += 4 * kWord) {
+      const Bytes16 unit = {Word<T>::Of(from + i), Word<T>::Of(from + i + kWord), Word<T>::Of(from + i + 2 * kWord),
+                            Word<T>::Of(from + i + 3 * kWord)};
+      *(Bytes16*)(p + i) = unit;
+    }
   } else {
+    typedef Pack<N, T> P;
+    P pack;
+    if (Pair<T>::kIs && N % 2 == 0) {
 #pragma unroll
-    for (int i = 0; i < N; ++i) pack.elements[i] = FromFloat<T>(from[i]);
+      for (int i = 0; i < N; i += 2) pack.pairs[i / 2] = Pair<T>::Of(from[i], from[(i + 1) % N]);
+    } else {
+#pragma unroll
+      for (int i = 0; i < N; ++i) pack.elements[i] = FromFloat<T>(from[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < P::kCount; ++i) ((typename P::Unit*)p)[i] = pack.units[i];
   }
-#pragma unroll
-  for (int i = 0; i < P::kCount; ++i) ((typename P::Unit*)p)[i] = pack.units[i];
 }
 
 #if __CUDA_ARCH__ >= 800

@@ -264,7 +264,6 @@ class RegionWriter {
     for (const int v : pass.computed) {
       const RegionStep& step = StepAt(v);
       if (step.kind == Kind::kLoad) {
-        const int64_t n = OperandOf(step).num_elements();
         const std::string& gather = gathers_[static_cast<size_t>(step.index)];
         line("float x", v, "[", vector, "];");
         if (!gather.empty()) {
@@ -279,7 +278,7 @@ class RegionWriter {
           continue;
         }
         line("Load<", vector, ", ", MayBeOverwritten(step.index) ? "false" : "true", ">(p", step.index, " + ",
-             PlaceText(n, e), ", x", v, ");");
+             PlaceText(OperandOf(step), e), ", x", v, ");");
       } else if (step.kind == Kind::kUniform) {
         const int64_t n = step.sample_elements;
         line("float x", v, "[", vector, "];");
@@ -325,10 +324,11 @@ class RegionWriter {
     return text;
   }
 
-  // Where element `e` is in an operand of `n` elements.
-  std::string PlaceText(int64_t n, absl::string_view e) const {
+  // Where element `e` is in an operand. Of a single row, one of one dimension is read as it is where there are more.
+  std::string PlaceText(const TensorType& type, absl::string_view e) const {
+    const int64_t n = type.num_elements();
+    if (n == region_.width && in_row_ && (region_.rows > 1 || type.rank() == 1)) return "c";
     if (n == elements_) return std::string(e);
-    if (n == region_.width && in_row_) return "c";
     return absl::StrCat("(", e, ") % ", n);
   }
 
@@ -347,26 +347,27 @@ class RegionWriter {
 
   absl::Status EmitFlat(CudaSteps& steps) {
     PlanPasses(true);
-    const int64_t vector = FlatVector(), vectors = elements_ / vector;
+    const int64_t vector = FlatVector();
+    const CudaThreads threads = CutCudaThreads(elements_ / vector);
     const bool reads_row = ReadsRow() || RowNumbers(0) != "";
     std::string text = Signature(kBlock, false);
-    absl::StrAppend(&text, "  const ", index_, " e = (blockIdx.x * (", index_, ")", kBlock, " + threadIdx.x) * ",
-                    vector, ";\n  if (e >= ", elements_, "u) return;\n", Uniforms());
+    absl::StrAppend(&text, "  const ", index_, " e = ", ThreadText(index_), " * ", vector, ";\n");
+    if (!threads.exact) absl::StrAppend(&text, "  if (e >= ", elements_, "u) return;\n");
+    absl::StrAppend(&text, Uniforms());
     if (reads_row) absl::StrAppend(&text, "  const ", index_, " row = e / ", region_.width, "u;\n", RowNumbers(0));
     absl::StrAppend(&text, Elements(passes_[0], vector, "e", "0", "  "), "}\n");
     steps.Launch({.source = std::move(text),
                   .function = function_,
-                  .grid = {CeilDiv(vectors, kBlock), 1, 1},
-                  .block = {kBlock, 1, 1},
+                  .grid = {threads.blocks, 1, 1},
+                  .block = {threads.block, 1, 1},
                   .arguments = AllPlaces(call_)});
     return absl::OkStatus();
   }
 
-  // Sums the chunks' sums of all column results.
+  // Sums the chunks' sums of all column results. A width of whole blocks is not in the text.
   void EmitFinish(int64_t count, CudaSteps& steps) const {
-    const std::string function = absl::StrCat(function_, "_sum");
     std::vector<std::string> args = {"const float* partial"};
-    CudaLaunch launch{.function = function, .arguments = {WorkspacePlace()}};
+    CudaLaunch launch{.function = "mt_column_sums", .arguments = {WorkspacePlace()}};
     std::string writes;
     for (size_t k = 0; k < columns_.size(); ++k) {
       const absl::string_view type = CudaType(region_.results[static_cast<size_t>(columns_[k])].type.dtype);
@@ -375,16 +376,17 @@ class RegionWriter {
       launch.arguments.push_back(ResultPlace(columns_[k]));
     }
     const int64_t threads = 32 * kCudaChunkLanes;
+    const std::string width =
+        region_.width % 32 == 0 ? std::string("gridDim.x * 32") : absl::StrCat(region_.width, "u");
     launch.source = absl::StrCat(
-        "extern \"C\" __global__ void __launch_bounds__(", threads, ") ", function, "(", absl::StrJoin(args, ", "),
+        "extern \"C\" __global__ void __launch_bounds__(", threads, ") mt_column_sums(", absl::StrJoin(args, ", "),
         ") {\n  __shared__ float shared[", kCudaChunkLanes, "][32];\n  const u32 x = threadIdx.x % 32, lane = ",
-        "threadIdx.x / 32, c = blockIdx.x * 32 + x;\n  float sum = 0;\n  if (c < ", region_.width, ") {\n",
-        "    const float* from = partial + blockIdx.y * ", count, "ull * ", region_.width, " + c;\n#pragma unroll\n",
-        "    for (u32 i = 0; i < ", CeilDiv(count, kCudaChunkLanes), "; ++i) {\n      const u32 chunk = lane + i * ",
-        kCudaChunkLanes, ";\n      if (chunk < ", count, ") sum += from[chunk * ", region_.width, "ull];\n    }\n  }\n",
-        "  shared[lane][x] = sum;\n  __syncthreads();\n  if (lane == 0 && c < ", region_.width,
-        ") {\n    float total = 0;\n    for (int i = 0; i < ", kCudaChunkLanes, "; ++i) total += shared[i][x];\n",
-        writes, "  }\n}\n");
+        "threadIdx.x / 32, c = blockIdx.x * 32 + x, width = ", width, ";\n  float sum = 0;\n  if (c < width) {\n",
+        "    const float* from = partial + ((u64)blockIdx.y * ", count, " + lane) * width + c;\n#pragma unroll\n",
+        "    for (u32 i = 0; i < ", CeilDiv(count, kCudaChunkLanes), "; ++i) {\n      if (lane + i * ", kCudaChunkLanes,
+        " < ", count, ") sum += *from;\n      from += ", kCudaChunkLanes, " * width;\n    }\n  }\n",
+        "  shared[lane][x] = sum;\n  __syncthreads();\n  if (lane == 0 && c < width) {\n    float total = 0;\n",
+        "    for (int i = 0; i < ", kCudaChunkLanes, "; ++i) total += shared[i][x];\n", writes, "  }\n}\n");
     launch.grid = {CeilDiv(region_.width, 32), static_cast<int64_t>(columns_.size()), 1};
     launch.block = {threads, 1, 1};
     steps.Launch(std::move(launch));
@@ -573,12 +575,17 @@ class RegionWriter {
     const std::string passes = RowPasses(threads, vector, slots, unroll);
     CudaLaunch launch{.function = function_, .block = {block, 1, 1}, .arguments = AllPlaces(call_)};
     if (count == 0) {
-      absl::StrAppend(&text, "  const ", index, " row = ",
-                      one_warp ? absl::StrCat("blockIdx.x * (", index, ")8 + threadIdx.x / 32") : "blockIdx.x", ";\n");
-      if (one_warp) absl::StrAppend(&text, "  if (row >= ", rows, ") return;\n");
+      // As many rows a block as divide them, so that the text does not depend on how many there are.
+      const int64_t together = !one_warp ? 1 : rows < kBlock / 32 ? rows : kBlock / 32;
+      absl::StrAppend(
+          &text, "  const ", index, " row = ",
+          one_warp ? absl::StrCat("blockIdx.x * (", index, ")(blockDim.x / 32) + threadIdx.x / 32") : "blockIdx.x",
+          ";\n");
+      if (rows % together != 0) absl::StrAppend(&text, "  if (row >= ", rows, ") return;\n");
       absl::StrAppend(&text, "  {\n", passes, "  }\n}\n");
       launch.source = std::move(text);
-      launch.grid[0] = one_warp ? CeilDiv(rows, 8) : rows;
+      launch.grid[0] = CeilDiv(rows, together);
+      if (one_warp) launch.block[0] = 32 * together;
       steps.Launch(std::move(launch));
       return absl::OkStatus();
     }
@@ -603,7 +610,7 @@ class RegionWriter {
                         "; ++j) {\n    const u32 c = (j * 32 + lane) * ", vector,
                         ";\n#pragma unroll\n    for (int i = 0; i < ", vector, "; ++i) if (c < ", width,
                         ") shared[threadIdx.x / 32][c + i] = a", k,
-                        "[j][i];\n  }\n  __syncthreads();\n  for (u32 c = ", "threadIdx.x; c < ", width,
+                        "[j][i];\n  }\n  __syncthreads();\n#pragma unroll 1\n  for (u32 c = threadIdx.x; c < ", width,
                         "; c += ", kBlock, ") {\n    float total = 0;\n#pragma unroll\n    for (int l = 0; ", "l < ",
                         kCudaRowLanes, "; ++l) total += shared[l][c];\n    partial[(", k, "ull * ", chunks.count,
                         " + blockIdx.x) * ", width, " + c] = total;\n  }\n  __syncthreads();\n");

@@ -1,15 +1,15 @@
 // y = x [rows, T, D] with pairs rotated by t frequency[i]. A thread turns kVector pairs of some rows of one t.
-// Constants before this text: Element, kRows (all dimensions before T), kLength (T), kWidth (D), kVector,
-// kRowsPerThread, kInterleaved, kSign, kPosition (t counts from *position; else nothing is read there); kFrequency[D /
-// 2] in f64.
-constexpr int kPairs = (int)kWidth / 2, kVectors = kPairs / (int)kVector, kThreadsX = 256;
+// A grid of T by threads for all rows. Constants before this text: Element, kRows (all dimensions before T; 0: as many
+// as there are threads for), kWidth (D), kVector, kRowsPerThread, kInterleaved, kSign, kPosition (t counts from
+// *position; else nothing is read there); kFrequency[D / 2] in f64.
+constexpr int kPairs = (int)kWidth / 2, kVectors = kPairs / (int)kVector;
 
 extern "C" __global__ void __launch_bounds__(256) mt_rope(const Element* x, const int* position, Element* y) {
-  const u64 t = blockIdx.x % kLength;
-  const u64 item = blockIdx.x / kLength * (u64)kThreadsX + threadIdx.x;
+  const u64 t = blockIdx.x, length = gridDim.x;
+  const u64 item = blockIdx.y * (u64)blockDim.x + threadIdx.x;
   const int first = (int)(item % kVectors) * (int)kVector;
   const u64 row = item / kVectors * kRowsPerThread;
-  if (row >= kRows) return;
+  if (kRows > 0 && row >= kRows) return;
   const double angle_at = (double)(t + (kPosition ? (u64)*position : 0));
   float c[kVector], s[kVector];
 #pragma unroll
@@ -22,8 +22,8 @@ extern "C" __global__ void __launch_bounds__(256) mt_rope(const Element* x, cons
   }
 #pragma unroll 2
   for (int r = 0; r < kRowsPerThread; ++r) {
-    if (row + r >= kRows) return;
-    const u64 at = ((row + r) * kLength + t) * kWidth;
+    if (kRows > 0 && row + r >= kRows) return;
+    const u64 at = ((row + r) * length + t) * kWidth;
     if (kInterleaved) {
       float a[2 * kVector];
       Load<2 * kVector, false>(x + at + 2 * first, a);

@@ -152,11 +152,11 @@ void EmitLossRows(const LossRows& loss, const Target& target, CudaSteps& steps) 
   const int64_t fit = hold ? shared_bytes / (held_bytes + (2 << 10)) : 3, most_threads = target.sm == 75 ? 1024 : 1536;
   const int64_t blocks = std::min(fit, most_threads / block);
   launch.arguments = {loss.logits, loss.labels, loss.losses};
-  launch.source = absl::StrCat("typedef ", CudaType(loss.dtype), " T;\n", Constant("kRows", loss.rows),
-                               Constant("kColumns", loss.columns), Constant("kClasses", loss.classes),
-                               Constant("kThreads", threads), Constant("kBlock", block), Constant("kBlocks", blocks),
-                               Constant("kVector", RowVector(loss.columns)), Constant("kRowBytes", row_bytes),
-                               "constexpr bool kHold = ", hold ? "true" : "false", ";\n");
+  launch.source = absl::StrCat(
+      "typedef ", CudaType(loss.dtype), " T;\n", Constant("kRows", loss.rows % (block / threads) == 0 ? 0 : loss.rows),
+      Constant("kColumns", loss.columns), Constant("kClasses", loss.classes), Constant("kThreads", threads),
+      Constant("kBlock", block), Constant("kBlocks", blocks), Constant("kVector", RowVector(loss.columns)),
+      Constant("kRowBytes", row_bytes), "constexpr bool kHold = ", hold ? "true" : "false", ";\n");
   if (loss.dloss) {
     absl::StrAppend(&launch.source, "#define MT_BACKWARD\n");
     launch.arguments.push_back(*loss.dloss);
@@ -175,14 +175,14 @@ void EmitLossRows(const LossRows& loss, const Target& target, CudaSteps& steps) 
 }
 
 void EmitLossSum(int64_t rows, CudaPlace losses, CudaPlace sum, CudaSteps& steps) {
-  steps.Launch({.source = absl::StrCat("#define MT_LOSSES\n", Constant("kRows", rows), CudaText("loss_sum.cuh")),
+  steps.Launch({.source = absl::StrCat(Constant("kRows", rows), CudaText("loss_sum.cuh")),
                 .function = "mt_loss_sum",
                 .block = {1024, 1, 1},
                 .arguments = {losses, sum}});
 }
 
 void EmitCountLabels(int64_t rows, CudaPlace labels, CudaPlace count, CudaSteps& steps) {
-  steps.Launch({.source = absl::StrCat("#define MT_COUNT\n", Constant("kRows", rows), CudaText("loss_sum.cuh")),
+  steps.Launch({.source = absl::StrCat(Constant("kRows", rows), CudaText("loss_sum.cuh")),
                 .function = "mt_count_labels",
                 .block = {1024, 1, 1},
                 .arguments = {labels, count}});

@@ -48,6 +48,16 @@ absl::Status EmitRegion(const CudaCall& call, const Region& region, CudaSteps& s
 // Those of an element-wise row.
 absl::Status EmitElementWise(const CudaCall& call, CudaSteps& steps);
 
+// Blocks that make `count` threads, of at most 256 each. `exact`: there are no others, so that the text needs no count
+// and kernels of other lengths are the same module.
+struct CudaThreads {
+  int64_t block = 256, blocks = 1;
+  bool exact = false;
+};
+CudaThreads CutCudaThreads(int64_t count);
+// The number of a thread, as text of type `index`.
+std::string ThreadText(absl::string_view index);
+
 // Reads of places that a kernel takes: one argument an operand, then one a result.
 std::vector<CudaPlace> AllPlaces(const CudaCall& call);
 
